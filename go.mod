@@ -1,0 +1,3 @@
+module cgmanager
+
+go 1.26

@@ -1,0 +1,159 @@
+package privcheck
+
+import "strings"
+
+// NoID is the id of nobody: unknown, or not mapped. It equals nothing, itself
+// included.
+const NoID = ^uint32(0)
+
+// IDRange is a line of /proc/PID/uid_map or gid_map, read in the daemon's user
+// namespace (user_namespaces(7)).
+type IDRange struct{ Inside, Outside, Count uint32 }
+
+// IDMap is the map of a user namespace. An empty map maps nothing.
+type IDMap []IDRange
+
+// ToInside returns the namespace's number for one of the daemon's own.
+func (m IDMap) ToInside(id uint32) (uint32, bool) {
+	for _, r := range m {
+		if id != NoID && id >= r.Outside && id-r.Outside < r.Count {
+			if in := r.Inside + (id - r.Outside); in >= r.Inside && in != NoID {
+				return in, true
+			}
+		}
+	}
+	return NoID, false
+}
+
+// ToOutside returns the daemon's own number for one of the namespace's.
+func (m IDMap) ToOutside(id uint32) (uint32, bool) {
+	for _, r := range m {
+		if id != NoID && id >= r.Inside && id-r.Inside < r.Count {
+			if out := r.Outside + (id - r.Inside); out >= r.Outside && out != NoID {
+				return out, true
+			}
+		}
+	}
+	return NoID, false
+}
+
+// Mapped reports whether the daemon's id is known inside.
+func (m IDMap) Mapped(id uint32) bool {
+	_, ok := m.ToInside(id)
+	return ok
+}
+
+// Requestor is who asks. Its ids are the daemon's own numbers.
+type Requestor struct {
+	UID, GID uint32
+	// UIDs and GIDs are the maps of its user namespace.
+	UIDs, GIDs IDMap
+	// SameUserNS, SamePIDNS and SameCgroupNS: it is in the daemon's own
+	// namespace of that type.
+	SameUserNS, SamePIDNS, SameCgroupNS bool
+	// SysAdmin: CAP_SYS_ADMIN is in its effective set. It means the host's
+	// only together with SameUserNS.
+	SysAdmin bool
+}
+
+// RootInUserNS reports whether r's uid is 0 in r's user namespace.
+func (r Requestor) RootInUserNS() bool {
+	in, ok := r.UIDs.ToInside(r.UID)
+	return ok && in == 0
+}
+
+// Outside reports whether r is in another user or pid namespace than the
+// daemon.
+func (r Requestor) Outside() bool { return !r.SameUserNS || !r.SamePIDNS }
+
+// HostRoot reports whether r is uid 0 with effective CAP_SYS_ADMIN in the
+// daemon's user, pid and cgroup namespaces.
+func (r Requestor) HostRoot() bool {
+	return r.UID == 0 && r.SysAdmin && r.SameUserNS && r.SamePIDNS && r.SameCgroupNS
+}
+
+// Access is what is asked of a directory or file, in the bits of a mode.
+type Access uint32
+
+// The kinds of access; they can be or-ed.
+const (
+	Search Access = 1
+	Write  Access = 2
+	Read   Access = 4
+)
+
+// Object is a directory or file: its owner in the daemon's own numbers, and
+// its mode.
+type Object struct {
+	UID, GID uint32
+	Mode     uint32
+}
+
+// Place says where a cgroup lies, seen from a requestor, in one hierarchy.
+type Place struct {
+	// Own is the requestor's current cgroup and Target the cgroup in
+	// question, both as paths from the hierarchy's root: "/", "/a/b". An
+	// empty or otherwise malformed path is unknown and lies nowhere.
+	Own, Target string
+	// Way holds the directories that must be searched to reach Target: Own,
+	// and each one below it, Target itself not included.
+	Way []Object
+	// Dir is Target's directory.
+	Dir Object
+}
+
+// Task is a task that is to be acted upon.
+type Task struct {
+	// Visible: it has a number in the requestor's pid namespace.
+	Visible bool
+	// UIDs are the real, effective and saved uids of all its threads, in the
+	// daemon's own numbers. None means unknown.
+	UIDs []uint32
+	// Cgroup is where it is in the hierarchy in question, as a path from its
+	// root; empty is unknown.
+	Cgroup string
+}
+
+// Below reports whether path is dir or lies below it, compared component by
+// component. Both are paths from a hierarchy's root. A path that does not
+// start with "/", or has an empty, "." or ".." component, is below nothing and
+// has nothing below it.
+func Below(dir, path string) bool {
+	if !clean(dir) || !clean(path) {
+		return false
+	}
+	if dir == "/" || dir == path {
+		return true
+	}
+	return strings.HasPrefix(path, dir) && path[len(dir)] == '/'
+}
+
+// CommonAncestor returns the nearest cgroup that a and b are both below, or ""
+// if one of them is unknown.
+func CommonAncestor(a, b string) string {
+	if !clean(a) || !clean(b) {
+		return ""
+	}
+	for !Below(a, b) {
+		a = a[:strings.LastIndexByte(a, '/')]
+		if a == "" {
+			return "/"
+		}
+	}
+	return a
+}
+
+func clean(p string) bool {
+	if p == "/" {
+		return true
+	}
+	if p == "" || p[0] != '/' {
+		return false
+	}
+	for c := range strings.SplitSeq(p[1:], "/") {
+		if c == "" || c == "." || c == ".." {
+			return false
+		}
+	}
+	return true
+}
