@@ -119,8 +119,18 @@ func (d *Dir) ClearMark(name string) error            { panic("todo") }
 func (d *Dir) SetOwner(uid, gid uint32) error         { panic("todo") } // the directory alone; NoID (^0) leaves as is
 func (d *Dir) SetMode(mode uint32) error              { panic("todo") }
 
-// Handle opens a control file without reading or writing it (O_PATH), for facts and a later act.
-func (d *Dir) File(name string) (*File, error) { panic("todo") }
+// For says what a File handle is wanted for.
+type For int
+
+// The purposes: facts and ownership alone (O_PATH), reading, writing.
+const (
+	ForFacts For = iota
+	ForRead
+	ForWrite
+)
+
+// File opens a control file, for facts and the act that may follow on the same handle.
+func (d *Dir) File(name string, what For) (*File, error) { panic("todo") }
 
 // File is a handle on a control file: what is read or written is the file that was looked at.
 type File struct{}
