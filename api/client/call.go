@@ -1,0 +1,78 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+)
+
+const (
+	objectPath = dbus.ObjectPath("/org/linuxcontainers/cgmanager")
+	interface0 = "org.linuxcontainers.cgmanager0_0"
+	interface1 = "org.linuxcontainers.CGManager1"
+	properties = "org.freedesktop.DBus.Properties"
+)
+
+// Error is the daemon's refusal of a request.
+type Error struct {
+	// Name is the D-Bus error name.
+	Name string
+	// Text says what was refused and why, in the caller's own words.
+	Text string
+	hint string
+}
+
+// Error returns the text.
+func (e *Error) Error() string { return e.Text }
+
+// Hint returns what the daemon advises to do about it, or "".
+func (e *Error) Hint() string { return e.hint }
+
+// IsNotFound reports whether err is a refusal because something named in the
+// request does not exist or is not visible to the caller.
+func IsNotFound(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Name == "org.freedesktop.DBus.Error.FileNotFound"
+}
+
+// call calls a method and stores the reply's values in out.
+func (c *Client) call(ctx context.Context, iface, method string, out []any, in ...any) error {
+	ctx, cancel := withTimeout(ctx)
+	defer cancel()
+	reply := c.obj.CallWithContext(ctx, iface+"."+method, 0, in...)
+	if reply.Err != nil {
+		return callError(method, reply.Err)
+	}
+	if err := reply.Store(out...); err != nil {
+		return fmt.Errorf("reply to %s: %w", method, err)
+	}
+	return nil
+}
+
+func callError(method string, err error) error {
+	e, ok := errors.AsType[dbus.Error](err)
+	if !ok {
+		switch {
+		case errors.Is(err, context.DeadlineExceeded):
+			return fmt.Errorf("%s: no reply in time", method)
+		case errors.Is(err, dbus.ErrClosed):
+			return fmt.Errorf("%s: the daemon closed the connection", method)
+		}
+		return fmt.Errorf("%s: %w", method, err)
+	}
+	text := e.Name
+	if len(e.Body) > 0 {
+		if s, ok := e.Body[0].(string); ok {
+			text = s
+		}
+	}
+	refusal := &Error{Name: e.Name, Text: text}
+	// The daemon's texts end in " (hint: …)" where it knows what to do.
+	if before, after, ok := strings.Cut(text, " (hint: "); ok && strings.HasSuffix(after, ")") {
+		refusal.Text, refusal.hint = before, strings.TrimSuffix(after, ")")
+	}
+	return refusal
+}

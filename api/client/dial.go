@@ -1,0 +1,190 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+// AddressVariable is the environment variable that names the daemon's address:
+// a D-Bus address (unix:path=…, unix:abstract=…) or the bare path of a socket.
+const AddressVariable = "CGMANAGER_ADDRESS"
+
+// DefaultTimeout bounds the login and each call whose context has no deadline.
+// It is what libdbus waits for a reply by default.
+const DefaultTimeout = 25 * time.Second
+
+// defaultPaths are where a daemon listens, in the order in which to look.
+var defaultPaths = []string{
+	"/sys/fs/cgroup/manager",
+	"/sys/fs/cgroup/cgmanager/sock",
+	"/run/cgmanager/sock",
+}
+
+// Addresses returns the D-Bus addresses to try, in order: the one in
+// $CGMANAGER_ADDRESS alone if that is set, else the well-known sockets.
+func Addresses() []string {
+	if a := os.Getenv(AddressVariable); a != "" {
+		return []string{a}
+	}
+	as := make([]string, len(defaultPaths))
+	for i, p := range defaultPaths {
+		as[i] = "unix:path=" + p
+	}
+	return as
+}
+
+// UnreachableError says that no daemon was found.
+type UnreachableError struct {
+	// Tried holds what happened, one for each address, in order.
+	Tried []error
+}
+
+// Error names every address that was tried, with the reason.
+func (e *UnreachableError) Error() string {
+	return "cannot reach cgmanager: " + strings.ReplaceAll(errors.Join(e.Tried...).Error(), "\n", "; ")
+}
+
+// Unwrap returns what happened at each address.
+func (e *UnreachableError) Unwrap() []error { return e.Tried }
+
+// Hint says what to do about it.
+func (e *UnreachableError) Hint() string {
+	return "is cgmanager running? In a container, bind-mount the host's /run/cgmanager; elsewhere set " + AddressVariable
+}
+
+// Client is a connection to a daemon. Its methods may be called from several
+// goroutines at once.
+type Client struct {
+	conn    *dbus.Conn
+	obj     dbus.BusObject
+	address string
+}
+
+// Dial connects to the daemon at the first of Addresses that answers, and logs
+// in. If none does, the error is an *UnreachableError.
+func Dial(ctx context.Context) (*Client, error) {
+	return DialAddress(ctx, Addresses()...)
+}
+
+// DialAddress is Dial with the addresses given: D-Bus addresses of the
+// transport unix, or bare paths.
+func DialAddress(ctx context.Context, addresses ...string) (*Client, error) {
+	var tried []error
+	for _, a := range addresses {
+		address, err := parseAddress(a)
+		if err != nil {
+			return nil, err
+		}
+		conn, err := dbus.Dial(address)
+		if err != nil {
+			tried = append(tried, fmt.Errorf("%s: %w", address, reason(err)))
+			continue
+		}
+		if err := login(ctx, conn); err != nil {
+			return nil, fmt.Errorf("log in to cgmanager at %s: %w", address, err)
+		}
+		return &Client{conn: conn, obj: conn.Object("", objectPath), address: address}, nil
+	}
+	return nil, &UnreachableError{Tried: tried}
+}
+
+// login authenticates conn, and closes it on failure. The library's handshake
+// knows no deadline: the connection is closed under it instead.
+func login(ctx context.Context, conn *dbus.Conn) error {
+	ctx, cancel := withTimeout(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	// The daemon compares the number after translation through the uid_map
+	// of this process: it is the uid of the caller's own namespace.
+	err := conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
+	if !stop() {
+		return ctx.Err()
+	}
+	if err != nil {
+		_ = conn.Close()
+	}
+	return err
+}
+
+// parseAddress returns a D-Bus address of the transport unix. Others are
+// refused: the daemon takes who asks from the kernel, which only this
+// transport tells it.
+func parseAddress(a string) (string, error) {
+	if strings.HasPrefix(a, "/") {
+		return "unix:path=" + dbus.EscapeBusAddressValue(a), nil
+	}
+	for one := range strings.SplitSeq(a, ";") {
+		if !strings.HasPrefix(one, "unix:") {
+			return "", fmt.Errorf("address %q: want unix:path=PATH or the path of a socket", a)
+		}
+	}
+	return a, nil
+}
+
+// reason strips what net wraps around the system's error: the address is named
+// already.
+func reason(err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	if sys, ok := errors.AsType[*os.SyscallError](err); ok {
+		err = sys.Err
+	}
+	return err
+}
+
+func withTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, DefaultTimeout)
+}
+
+// Close ends the connection. Calls under way fail.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Address returns the D-Bus address at which the daemon was found.
+func (c *Client) Address() string { return c.address }
+
+// Daemon returns the credentials of whoever listens at the client's address,
+// as the kernel recorded them at listen(2) (SO_PEERCRED, unix(7)), in the
+// numbers of the caller's namespaces: pid 0 is a process outside the caller's
+// pid namespace, uid 65534 one that is not mapped.
+func (c *Client) Daemon(ctx context.Context) (pid int32, uid, gid uint32, err error) {
+	// The library does not show its socket, hence one more connection.
+	path, ok := strings.CutPrefix(c.address, "unix:path=")
+	if !ok {
+		return 0, 0, 0, fmt.Errorf("credentials of the daemon: the address %s is not a path", c.address)
+	}
+	if path, err = dbus.UnescapeBusAddressValue(path); err != nil {
+		return 0, 0, 0, err
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	defer func() { _ = conn.Close() }()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	var cred *unix.Ucred
+	var sockErr error
+	err = raw.Control(func(fd uintptr) {
+		cred, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
+	if err := errors.Join(err, sockErr); err != nil {
+		return 0, 0, 0, os.NewSyscallError("getsockopt SO_PEERCRED", err)
+	}
+	return cred.Pid, cred.Uid, cred.Gid, nil
+}
