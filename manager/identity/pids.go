@@ -1,0 +1,153 @@
+package identity
+
+import (
+	"errors"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// HostPID returns the daemon's number for the task that p knows as pid; false
+// if there is none in p's pid namespace. The number is a hint: whoever uses it
+// opens a handle and checks that (PIDIn) against the number asked for.
+func (h *Host) HostPID(p *Process, pid int64) (int32, bool) {
+	if pid <= 0 || pid > 1<<22 { // PID_MAX_LIMIT
+		return 0, false
+	}
+	if p.pidNS == h.pid {
+		return int32(pid), true
+	}
+	fd, err := p.pidNSHandle()
+	if err != nil {
+		return 0, false
+	}
+	n, err := ioctlValue(fd, unix.NS_GET_PID_FROM_PIDNS, int(pid))
+	if err == nil {
+		return int32(n), n > 0
+	}
+	if !errors.Is(err, unix.ENOTTY) {
+		return 0, false
+	}
+	return h.searchPID(p, int32(pid))
+}
+
+// PIDIn returns the number that the task pid (the daemon's number) has in p's
+// pid namespace; false if it is not visible there.
+func (h *Host) PIDIn(p *Process, pid int32) (uint32, bool) {
+	if pid <= 0 {
+		return 0, false
+	}
+	if p.pidNS == h.pid {
+		return uint32(pid), true
+	}
+	fd, err := p.pidNSHandle()
+	if err != nil {
+		return 0, false
+	}
+	n, err := ioctlValue(fd, unix.NS_GET_PID_IN_PIDNS, int(pid))
+	if err == nil {
+		return uint32(n), n > 0
+	}
+	if !errors.Is(err, unix.ENOTTY) {
+		return 0, false
+	}
+	level, ok := p.level()
+	if !ok {
+		return 0, false
+	}
+	return h.pidAtLevel(p, level, "/proc/"+strconv.Itoa(int(pid)))
+}
+
+// ioctlValue is for the namespace ioctls that take a number as such and
+// answer with one (Linux 6.11; ENOTTY before).
+func ioctlValue(fd int, req uint, arg int) (int, error) {
+	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(req), uintptr(arg))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+func (p *Process) pidNSHandle() (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidNSFD < 0 {
+		fd, err := unix.Openat(p.proc, "ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, gone(err)
+		}
+		p.pidNSFD = fd
+	}
+	return p.pidNSFD, nil
+}
+
+// level is how deep p's pid namespace lies below the daemon's: the index of
+// its numbers in the NSpid lines of what it can see.
+func (p *Process) level() (int, bool) {
+	st, err := p.Status()
+	if err != nil {
+		return 0, false
+	}
+	return len(st.NSpid) - 1, true
+}
+
+// searchPID is HostPID for kernels without the ioctl: it reads the NSpid line
+// of every task.
+func (h *Host) searchPID(p *Process, pid int32) (int32, bool) {
+	level, ok := p.level()
+	if !ok {
+		return 0, false
+	}
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, false
+	}
+	for _, e := range procs {
+		host, err := strconv.ParseInt(e.Name(), 10, 32)
+		if err != nil {
+			continue
+		}
+		tasks, err := os.ReadDir("/proc/" + e.Name() + "/task")
+		if err != nil {
+			continue
+		}
+		for _, t := range tasks {
+			if n, ok := h.pidAtLevel(p, level, "/proc/"+e.Name()+"/task/"+t.Name()); ok && n == uint32(pid) {
+				if t.Name() == e.Name() {
+					return int32(host), true
+				}
+				tid, err := strconv.ParseInt(t.Name(), 10, 32)
+				return int32(tid), err == nil
+			}
+		}
+	}
+	return 0, false
+}
+
+// pidAtLevel returns the number that the task behind dir has in p's pid
+// namespace, which lies level namespaces below the daemon's. That the task is
+// in that namespace, or one below, is checked: other namespaces have the same
+// level.
+func (h *Host) pidAtLevel(p *Process, level int, dir string) (uint32, bool) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, false
+	}
+	t := &Process{pidfd: -1, proc: fd, cgroup: -1, pidNSFD: -1}
+	defer t.Close()
+	st, err := t.Status()
+	if err != nil || level >= len(st.NSpid) {
+		return 0, false
+	}
+	chain, err := t.chain("ns/pid", h.pid)
+	if err != nil {
+		return 0, false
+	}
+	for _, n := range chain {
+		if n == p.pidNS {
+			return uint32(st.NSpid[level]), true
+		}
+	}
+	return 0, false
+}

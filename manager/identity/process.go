@@ -1,0 +1,196 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs"
+)
+
+// ErrGone says that the process ended before, or while, facts about it were
+// read. What was read is worth nothing then: the pid may be another's by now.
+var ErrGone = errors.New("the process has ended")
+
+// Process is a handle on a process. The pidfd and the directory of /proc are
+// proven to be of the same process, so that nothing read through it can be of
+// a later process with the same pid.
+type Process struct {
+	pid   int32
+	pidfd int
+	proc  int // /proc/PID, O_PATH
+	pidNS ns  // for life: setns(2) changes the pid namespace of children alone
+
+	mu      sync.Mutex
+	cgroup  int // /proc/PID/cgroup, kept open; guarded by mu
+	pidNSFD int // guarded by mu
+}
+
+// ns names a namespace by its inode, as /proc/PID/ns does (namespaces(7)).
+type ns struct{ dev, ino uint64 }
+
+// Open makes a handle on the process pid. pidfd, if it is not negative, is
+// one that the kernel gave for it (SO_PEERPIDFD); Open owns it from the call
+// on. It returns ErrGone if the process has ended.
+func Open(pid int32, pidfd int) (*Process, error) {
+	if pid <= 0 {
+		closeFD(pidfd)
+		return nil, ErrGone
+	}
+	if pidfd < 0 {
+		var err error
+		if pidfd, err = unix.PidfdOpen(int(pid), 0); err != nil {
+			if errors.Is(err, unix.ESRCH) {
+				return nil, ErrGone
+			}
+			return nil, fmt.Errorf("pidfd_open: %w", err)
+		}
+	}
+	p := &Process{pid: pid, pidfd: pidfd, proc: -1, cgroup: -1, pidNSFD: -1}
+	fd, err := unix.Open("/proc/"+strconv.Itoa(int(pid)), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		p.Close()
+		if errors.Is(err, unix.ENOENT) {
+			return nil, ErrGone
+		}
+		return nil, fmt.Errorf("open /proc/PID: %w", err)
+	}
+	p.proc = fd
+	if p.pidNS, err = p.namespace("ns/pid"); err != nil {
+		p.Close()
+		return nil, err
+	}
+	// The pid cannot have been reused while its process was alive: the
+	// directory is of the process behind the pidfd.
+	if !p.Alive() {
+		p.Close()
+		return nil, ErrGone
+	}
+	return p, nil
+}
+
+// Close lets go of the handles.
+func (p *Process) Close() {
+	for _, fd := range []*int{&p.pidfd, &p.proc, &p.cgroup, &p.pidNSFD} {
+		closeFD(*fd)
+		*fd = -1
+	}
+}
+
+func closeFD(fd int) {
+	if fd >= 0 {
+		_ = unix.Close(fd)
+	}
+}
+
+// PID returns the pid in the daemon's pid namespace.
+func (p *Process) PID() int32 { return p.pid }
+
+// PidFD returns the handle on the process; it belongs to p.
+func (p *Process) PidFD() int { return p.pidfd }
+
+// Alive reports whether the process has not ended. A zombie has ended, though
+// its pid is not free yet.
+func (p *Process) Alive() bool {
+	fds := [1]unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds[:], 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return err == nil && n == 0
+	}
+}
+
+// Unreaped reports whether the pid still belongs to the process, alive or a
+// zombie: as long as it does, no other process can have the pid.
+func (p *Process) Unreaped() bool {
+	return !errors.Is(unix.PidfdSendSignal(p.pidfd, 0, nil, 0), unix.ESRCH)
+}
+
+// Cgroups reads the process's cgroups into buf, which may be nil.
+func (p *Process) Cgroups(buf []byte) (cgfs.ProcCgroup, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cgroup < 0 {
+		fd, err := unix.Openat(p.proc, "cgroup", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, gone(err)
+		}
+		p.cgroup = fd
+	}
+	b, err := preadAll(p.cgroup, buf[:0], true)
+	if err != nil {
+		return nil, gone(err)
+	}
+	return b, nil
+}
+
+// maxProcFile bounds what is read of a file of /proc.
+const maxProcFile = 256 << 10
+
+// preadAll reads a file of /proc from its start. single says that the kernel
+// makes its content in one go (/proc/PID/cgroup, status), so that a read that
+// leaves room has seen its end.
+func preadAll(fd int, buf []byte, single bool) ([]byte, error) {
+	if cap(buf) == 0 {
+		buf = make([]byte, 0, 1024)
+	}
+	for {
+		if len(buf) == cap(buf) {
+			if len(buf) >= maxProcFile {
+				return nil, errors.New("file of /proc too long")
+			}
+			buf = append(buf, 0)[:len(buf)]
+		}
+		n, err := unix.Pread(fd, buf[len(buf):cap(buf)], int64(len(buf)))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			return buf, nil
+		}
+		buf = buf[:len(buf)+n]
+		if single && len(buf) < cap(buf) {
+			return buf, nil
+		}
+	}
+}
+
+// read returns the content of a file of /proc/PID.
+func (p *Process) read(name string) ([]byte, error) {
+	fd, err := unix.Openat(p.proc, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, gone(err)
+	}
+	defer closeFD(fd)
+	b, err := preadAll(fd, nil, false)
+	if err != nil {
+		return nil, gone(err)
+	}
+	return b, nil
+}
+
+// gone turns what /proc answers for an ended process into ErrGone.
+func gone(err error) error {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) {
+		return ErrGone
+	}
+	return err
+}
+
+func (p *Process) namespace(name string) (ns, error) { return namespaceAt(p.proc, name) }
+
+func namespaceAt(dir int, name string) (ns, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, 0); err != nil {
+		return ns{}, gone(err)
+	}
+	return ns{uint64(st.Dev), st.Ino}, nil
+}

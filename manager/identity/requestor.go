@@ -1,0 +1,205 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/privcheck"
+)
+
+// ErrNotItsIDs says that a credential names ids that the process it names
+// does not have: a forgery by somebody privileged over it.
+var ErrNotItsIDs = errors.New("the credential's ids are not those of the process")
+
+// Host knows the daemon's own namespaces.
+type Host struct{ user, pid, cgroup ns }
+
+// NewHost looks at the daemon's own namespaces.
+func NewHost() (*Host, error) {
+	fd, err := unix.Open("/proc/self", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /proc/self: %w", err)
+	}
+	defer closeFD(fd)
+	h := &Host{}
+	for _, n := range []struct {
+		name string
+		to   *ns
+	}{{"ns/user", &h.user}, {"ns/pid", &h.pid}, {"ns/cgroup", &h.cgroup}} {
+		if *n.to, err = namespaceAt(fd, n.name); err != nil {
+			return nil, fmt.Errorf("stat /proc/self/%s: %w", n.name, err)
+		}
+	}
+	return h, nil
+}
+
+// identityMap is the map of the daemon's own user namespace, seen from it.
+var identityMap = privcheck.IDMap{{Inside: 0, Outside: 0, Count: privcheck.NoID}}
+
+// Requestor gathers the facts about p as one who asks with the ids uid and
+// gid. proven says that the kernel vouches for them (SO_PEERCRED of p itself);
+// otherwise they must be among p's ids, else the error is ErrNotItsIDs. The
+// caller asks p.Alive() after everything has been read.
+func (h *Host) Requestor(p *Process, uid, gid uint32, proven bool) (privcheck.Requestor, error) {
+	r := privcheck.Requestor{UID: uid, GID: gid, SamePIDNS: p.pidNS == h.pid}
+	user, err := p.namespace("ns/user")
+	if err != nil {
+		return r, err
+	}
+	r.SameUserNS = user == h.user
+	mayBeHostRoot := uid == 0 && r.SameUserNS && r.SamePIDNS
+	if !proven || mayBeHostRoot {
+		st, err := p.Status()
+		if err != nil {
+			return r, err
+		}
+		if !proven && !st.HasIDs(uid, gid) {
+			return r, ErrNotItsIDs
+		}
+		r.SysAdmin = st.SysAdmin()
+	}
+	if mayBeHostRoot {
+		cg, err := p.namespace("ns/cgroup")
+		if err != nil {
+			return r, err
+		}
+		r.SameCgroupNS = cg == h.cgroup
+	}
+	if r.SameUserNS {
+		r.UIDs, r.GIDs = identityMap, identityMap
+		return r, nil
+	}
+	if r.UIDs, err = p.idMap("uid_map"); err != nil {
+		return r, err
+	}
+	if r.GIDs, err = p.idMap("gid_map"); err != nil {
+		return r, err
+	}
+	// The maps and the namespace must be of one moment: p may have entered
+	// another namespace in between.
+	if again, err := p.namespace("ns/user"); err != nil {
+		return r, err
+	} else if again != user {
+		return r, fmt.Errorf("the process changed its user namespace: %w", unix.EAGAIN)
+	}
+	return r, nil
+}
+
+func (p *Process) idMap(name string) (privcheck.IDMap, error) {
+	b, err := p.read(name)
+	if err != nil {
+		return nil, err
+	}
+	return ParseIDMap(b)
+}
+
+// InnerUID returns uid as seen from p's user namespace.
+func (h *Host) InnerUID(p *Process, uid uint32) (uint32, bool) {
+	user, err := p.namespace("ns/user")
+	if err != nil {
+		return 0, false
+	}
+	if user == h.user {
+		return uid, uid != privcheck.NoID
+	}
+	m, err := p.idMap("uid_map")
+	if err != nil {
+		return 0, false
+	}
+	return m.ToInside(uid)
+}
+
+// maxNesting bounds how many namespaces are looked at on the way outwards; the
+// kernel allows 32 of either type within each other.
+const maxNesting = 34
+
+// chain returns the namespaces of one type from p's own outwards, up to and
+// not including the daemon's.
+func (p *Process) chain(name string, host ns) ([]ns, error) {
+	own, err := p.namespace(name)
+	if err != nil {
+		return nil, err
+	}
+	if own == host {
+		return nil, nil
+	}
+	fd, err := unix.Openat(p.proc, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, gone(err)
+	}
+	defer func() { closeFD(fd) }()
+	var out []ns
+	for range maxNesting {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return nil, err
+		}
+		n := ns{uint64(st.Dev), st.Ino}
+		if n == host {
+			return out, nil
+		}
+		out = append(out, n)
+		up, err := unix.IoctlRetInt(fd, unix.NS_GET_PARENT)
+		if err != nil {
+			return nil, fmt.Errorf("ioctl NS_GET_PARENT: %w", err)
+		}
+		closeFD(fd)
+		fd = up
+	}
+	return nil, errors.New("namespaces nested too deep")
+}
+
+// Containers names the containers around p for accounting: each user and each
+// pid namespace from its own outwards, the daemon's not included.
+func (h *Host) Containers(p *Process) ([]string, error) {
+	var out []string
+	user, err := p.chain("ns/user", h.user)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range user {
+		out = append(out, fmt.Sprintf("user:%d", n.ino))
+	}
+	if p.pidNS == h.pid {
+		return out, nil
+	}
+	pid, err := p.chain("ns/pid", h.pid)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range pid {
+		out = append(out, fmt.Sprintf("pid:%d", n.ino))
+	}
+	return out, nil
+}
+
+// Encloses reports whether inner's user and pid namespaces are outer's own or
+// lie within them.
+func (h *Host) Encloses(outer, inner *Process) (bool, error) {
+	for _, t := range []struct {
+		name string
+		host ns
+	}{{"ns/user", h.user}, {"ns/pid", h.pid}} {
+		o, err := outer.namespace(t.name)
+		if err != nil {
+			return false, err
+		}
+		if o == t.host {
+			continue
+		}
+		chain, err := inner.chain(t.name, t.host)
+		if err != nil {
+			return false, err
+		}
+		found := false
+		for _, n := range chain {
+			found = found || n == o
+		}
+		if !found {
+			return false, nil
+		}
+	}
+	return true, nil
+}

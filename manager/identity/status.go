@@ -1,0 +1,129 @@
+package identity
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/privcheck"
+)
+
+var errMalformed = errors.New("malformed file of /proc")
+
+// Status is what is needed of a /proc/PID/status (proc_pid_status(5)), in the
+// numbers of whoever opened it.
+type Status struct {
+	// UIDs and GIDs are the real, effective, saved and filesystem ids.
+	UIDs, GIDs [4]uint32
+	Tgid       int32
+	// CapEff is the effective capability set.
+	CapEff uint64
+	// NSpid holds the pids from the reader's pid namespace inwards.
+	NSpid []int32
+}
+
+// SysAdmin reports whether CAP_SYS_ADMIN is effective.
+func (s *Status) SysAdmin() bool { return s.CapEff&(1<<unix.CAP_SYS_ADMIN) != 0 }
+
+// HasIDs reports whether uid and gid are among the task's own.
+func (s *Status) HasIDs(uid, gid uint32) bool {
+	return slices.Contains(s.UIDs[:], uid) && slices.Contains(s.GIDs[:], gid)
+}
+
+// ParseStatus parses a /proc/PID/status. The lines it looks for must all be
+// there; the name of the program, which its owner chooses, cannot forge one,
+// because the kernel escapes newlines in it.
+func ParseStatus(b []byte) (Status, error) {
+	var s Status
+	seen := 0
+	for line := range bytes.Lines(b) {
+		name, rest, ok := bytes.Cut(bytes.TrimRight(line, "\n"), []byte(":"))
+		if !ok {
+			continue
+		}
+		var err error
+		switch string(name) {
+		case "Tgid":
+			var v uint64
+			v, err = strconv.ParseUint(string(bytes.TrimSpace(rest)), 10, 31)
+			s.Tgid = int32(v)
+		case "Uid":
+			s.UIDs, err = fourIDs(rest)
+		case "Gid":
+			s.GIDs, err = fourIDs(rest)
+		case "CapEff":
+			s.CapEff, err = strconv.ParseUint(string(bytes.TrimSpace(rest)), 16, 64)
+		case "NSpid":
+			for f := range bytes.FieldsSeq(rest) {
+				v, e := strconv.ParseUint(string(f), 10, 31)
+				if e != nil {
+					err = e
+					break
+				}
+				s.NSpid = append(s.NSpid, int32(v))
+			}
+		default:
+			continue
+		}
+		if err != nil {
+			return Status{}, errMalformed
+		}
+		seen++
+	}
+	if seen != 5 || s.Tgid == 0 || len(s.NSpid) == 0 {
+		return Status{}, errMalformed
+	}
+	return s, nil
+}
+
+func fourIDs(b []byte) ([4]uint32, error) {
+	var ids [4]uint32
+	i := 0
+	for f := range bytes.FieldsSeq(b) {
+		v, err := strconv.ParseUint(string(f), 10, 32)
+		if err != nil || i == len(ids) {
+			return ids, errMalformed
+		}
+		ids[i] = uint32(v)
+		i++
+	}
+	if i != len(ids) {
+		return ids, errMalformed
+	}
+	return ids, nil
+}
+
+// ParseIDMap parses a /proc/PID/uid_map or gid_map (user_namespaces(7)). An
+// empty one is a namespace without a map.
+func ParseIDMap(b []byte) (privcheck.IDMap, error) {
+	var m privcheck.IDMap
+	for line := range bytes.Lines(b) {
+		var v [3]uint32
+		i := 0
+		for f := range bytes.FieldsSeq(line) {
+			n, err := strconv.ParseUint(string(f), 10, 32)
+			if err != nil || i == len(v) {
+				return nil, errMalformed
+			}
+			v[i] = uint32(n)
+			i++
+		}
+		if i != len(v) || v[2] == 0 {
+			return nil, errMalformed
+		}
+		m = append(m, privcheck.IDRange{Inside: v[0], Outside: v[1], Count: v[2]})
+	}
+	return m, nil
+}
+
+// Status reads the process's status.
+func (p *Process) Status() (Status, error) {
+	b, err := p.read("status")
+	if err != nil {
+		return Status{}, err
+	}
+	return ParseStatus(b)
+}

@@ -1,0 +1,258 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs"
+)
+
+// Task is a handle on a process, or on one thread of it that does not lead
+// it.
+type Task struct {
+	*Process
+	// Thread is the thread's id, or 0 if the Task is the whole process.
+	Thread int32
+}
+
+// Member is a thread of a Task with the facts that a decision needs.
+type Member struct {
+	TID int32
+	// UIDs are its real, effective and saved uid.
+	UIDs    [3]uint32
+	Cgroups cgfs.ProcCgroup
+}
+
+// OpenTask makes a handle on the task called id in the daemon's pid namespace:
+// the process of that pid, or the thread of that tid. It returns ErrGone if
+// there is none.
+func OpenTask(id int32) (*Task, error) {
+	if id <= 0 {
+		return nil, ErrGone
+	}
+	p, err := Open(id, -1)
+	if err == nil {
+		return &Task{Process: p}, nil
+	}
+	// For a thread that does not lead its process pidfd_open fails with
+	// EINVAL, since Linux 6.9 with ENOENT (pidfd_open(2)).
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return nil, err
+	}
+	tgid, err := tgidOf(id)
+	if err != nil {
+		return nil, err
+	}
+	if p, err = Open(tgid, -1); err != nil {
+		return nil, err
+	}
+	t := &Task{Process: p, Thread: id}
+	if _, err := t.member(id); err != nil {
+		t.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func tgidOf(tid int32) (int32, error) {
+	fd, err := unix.Open("/proc/"+strconv.Itoa(int(tid))+"/status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, gone(err)
+	}
+	defer closeFD(fd)
+	b, err := preadAll(fd, nil, true)
+	if err != nil {
+		return 0, gone(err)
+	}
+	st, err := ParseStatus(b)
+	return st.Tgid, err
+}
+
+// TaskOf makes a handle on the process behind pidfd, which stays the
+// caller's.
+func TaskOf(pidfd int) (*Task, error) {
+	own, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("dup: %w", err)
+	}
+	pid, err := pidOfFD(own)
+	if err != nil {
+		closeFD(own)
+		return nil, err
+	}
+	p, err := Open(pid, own)
+	if err != nil {
+		return nil, err
+	}
+	return &Task{Process: p}, nil
+}
+
+// pidOfFD returns the pid of the process behind a pidfd, in the daemon's pid
+// namespace. It returns ErrGone if the process is reaped or not visible here,
+// and another error if pidfd is none.
+func pidOfFD(pidfd int) (int32, error) {
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_PID}
+	if err := unix.IoctlPidfdInfo(pidfd, &info); err == nil && info.Pid != 0 {
+		return int32(info.Pid), nil
+	} else if errors.Is(err, unix.ESRCH) {
+		return 0, ErrGone
+	}
+	// Before Linux 6.13: the fdinfo names it, 0 if it is not visible here, -1
+	// once it is reaped (pidfd_open(2)).
+	fd, err := unix.Open("/proc/self/fdinfo/"+strconv.Itoa(pidfd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open fdinfo: %w", err)
+	}
+	defer closeFD(fd)
+	b, err := preadAll(fd, nil, true)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
+			pid, err := strconv.ParseInt(strings.TrimSpace(v), 10, 32)
+			if err != nil || pid <= 0 {
+				return 0, ErrGone
+			}
+			return int32(pid), nil
+		}
+	}
+	return 0, errors.New("not a pidfd")
+}
+
+// ID is the number by which the kernel's control files know the task.
+func (t *Task) ID() int32 {
+	if t.Thread != 0 {
+		return t.Thread
+	}
+	return t.pid
+}
+
+// maxThreads bounds how many threads of one process are looked at.
+const maxThreads = 1 << 15
+
+// Members returns the threads that the task stands for: one, or all of a
+// process. Threads that end meanwhile are left out.
+func (t *Task) Members() ([]Member, error) {
+	if t.Thread != 0 {
+		m, err := t.member(t.Thread)
+		if err != nil {
+			return nil, err
+		}
+		return []Member{m}, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(t.proc, "task", &st, 0); err != nil {
+		return nil, gone(err)
+	}
+	if st.Nlink == 3 { // the kernel counts threads into the links: 2 + 1
+		m, err := t.leader()
+		if err != nil {
+			return nil, err
+		}
+		return []Member{m}, nil
+	}
+	tids, err := t.threads()
+	if err != nil {
+		return nil, err
+	}
+	ms := make([]Member, 0, len(tids))
+	for _, tid := range tids {
+		m, err := t.member(tid)
+		if errors.Is(err, ErrGone) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		ms = append(ms, m)
+	}
+	if len(ms) == 0 {
+		return nil, ErrGone
+	}
+	return ms, nil
+}
+
+func (t *Task) threads() ([]int32, error) {
+	fd, err := unix.Openat(t.proc, "task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, gone(err)
+	}
+	defer closeFD(fd)
+	var tids []int32
+	buf := make([]byte, 8192)
+	for {
+		n, err := unix.Getdents(fd, buf)
+		if err != nil {
+			return nil, gone(err)
+		}
+		if n == 0 {
+			slices.Sort(tids)
+			return slices.Compact(tids), nil
+		}
+		_, _, names := unix.ParseDirent(buf[:n], -1, nil)
+		for _, name := range names {
+			tid, err := strconv.ParseInt(name, 10, 32)
+			if err != nil {
+				continue
+			}
+			if len(tids) == maxThreads {
+				return nil, errors.New("too many threads")
+			}
+			tids = append(tids, int32(tid))
+		}
+	}
+}
+
+// leader is the facts about a process of one thread.
+func (t *Task) leader() (Member, error) {
+	st, err := t.credentials()
+	if err != nil {
+		return Member{}, err
+	}
+	cg, err := t.Cgroups(nil)
+	if err != nil {
+		return Member{}, err
+	}
+	return Member{TID: t.pid, UIDs: st, Cgroups: cg}, nil
+}
+
+// credentials returns the leader's real, effective and saved uid, by one
+// system call where the kernel has it (PIDFD_GET_INFO, Linux 6.13).
+func (t *Task) credentials() ([3]uint32, error) {
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_CREDS}
+	err := unix.IoctlPidfdInfo(t.pidfd, &info)
+	if err == nil && info.Mask&unix.PIDFD_INFO_CREDS != 0 {
+		return [3]uint32{info.Ruid, info.Euid, info.Suid}, nil
+	}
+	if errors.Is(err, unix.ESRCH) {
+		return [3]uint32{}, ErrGone
+	}
+	st, err := t.Status()
+	if err != nil {
+		return [3]uint32{}, err
+	}
+	return [3]uint32(st.UIDs[:3]), nil
+}
+
+func (t *Task) member(tid int32) (Member, error) {
+	dir := "task/" + strconv.Itoa(int(tid)) + "/"
+	b, err := t.read(dir + "status")
+	if err != nil {
+		return Member{}, err
+	}
+	st, err := ParseStatus(b)
+	if err != nil {
+		return Member{}, err
+	}
+	cg, err := t.read(dir + "cgroup")
+	if err != nil {
+		return Member{}, err
+	}
+	return Member{TID: tid, UIDs: [3]uint32(st.UIDs[:3]), Cgroups: cg}, nil
+}
