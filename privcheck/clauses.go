@@ -1,59 +1,321 @@
 package privcheck
 
+import (
+	"strconv"
+	"strings"
+)
+
 // The questions. Every Place given for one question must be of the same
 // hierarchy; a request over several hierarchies asks once for each, and a
 // request of several parties (opener, sender, proxy) once for each party.
+//
+// Each function is one ordered list: a refusal returns at once, and what no
+// line allows is denied by the last one.
+
+// Bits of st_mode (inode(7)).
+const (
+	modeType   = 0o170000
+	modeDir    = 0o040000
+	modeSticky = 0o001000
+	modePerm   = 0o000777
+)
+
+// Periods of realtime that an unprivileged requestor may set, in microseconds.
+// Shorter ones cost the whole host in timer interrupts, longer ones let one
+// cgroup hold a cpu for as long as its runtime says.
+const (
+	minRTPeriod = 10_000
+	maxRTPeriod = 1_000_000
+)
 
 // Over answers clause 1: may r have the access want to obj, which is the
 // directory p.Dir or a file in it?
-func Over(r Requestor, p Place, obj Object, want Access) Decision { panic("todo") }
+func Over(r Requestor, p Place, obj Object, want Access) Decision {
+	if d := reach(r, p, obj); !d.allowed {
+		return d
+	}
+	return access(r, obj, want)
+}
+
+// reach answers the part of clause 1 that no mode bit of obj can change: obj
+// is in r's subtree, and every directory on the way to it can be searched.
+func reach(r Requestor, p Place, obj Object) Decision {
+	if !clean(p.Own) || !clean(p.Target) {
+		return deny("1 unknown", "where the cgroup lies is not known")
+	}
+	if d := confined(r, p.Own); !d.allowed {
+		return d
+	}
+	if !Below(p.Own, p.Target) {
+		return deny("1 subtree", "the cgroup is not below your own")
+	}
+	if len(p.Way) != depth(p.Target)-depth(p.Own) {
+		return deny("1 unknown", "the way to the cgroup is not known")
+	}
+	for _, dir := range p.Way {
+		if !access(r, dir, Search).allowed {
+			return deny("1 search", "a directory on the way cannot be searched by you")
+		}
+	}
+	if !obj.isDir() && !access(r, p.Dir, Search).allowed {
+		return deny("1 search", "the cgroup's directory cannot be searched by you")
+	}
+	return allow("1 reach")
+}
+
+// confined refuses an outside requestor in a hierarchy in which nobody placed
+// it: "below its own cgroup" would be the whole host.
+func confined(r Requestor, own string) Decision {
+	if r.Outside() && own == "/" {
+		return deny("1 outside root", "you are in no cgroup of your own in this hierarchy")
+	}
+	return allow("1 confined")
+}
+
+// access compares with what the kernel's generic_permission() does for one
+// inode, except that unmapped ids match nothing, that CAP_DAC_OVERRIDE is taken
+// from being root in the user namespace, and that bits for others mean the
+// others of the owner's own user namespace.
+func access(r Requestor, o Object, want Access) Decision {
+	granted := func(shift uint, clause, reason string) Decision {
+		if Access(o.Mode>>shift)&want == want {
+			return allow(clause)
+		}
+		return deny(clause, reason)
+	}
+	switch {
+	case r.UID == NoID || o.UID == NoID || o.GID == NoID || want == 0:
+		return deny("1 unknown", "whose it is is not known")
+	case r.rootOver(o):
+		return allow("1 root")
+	case r.owns(o):
+		return granted(6, "1 owner", "its mode does not let the owner")
+	case r.inGroup(o):
+		return granted(3, "1 group", "its mode does not let the group")
+	case r.SameUserNS || r.UIDs.Mapped(o.UID):
+		return granted(0, "1 others", "you do not own it and are not root in your user namespace")
+	}
+	return deny("1 unmapped", "its owner is not mapped in your user namespace")
+}
 
 // OverTask answers clause 2: has r, whose own cgroup is own, privilege over t?
-func OverTask(r Requestor, own string, t Task) Decision { panic("todo") }
+func OverTask(r Requestor, own string, t Task) Decision {
+	if !t.Visible {
+		return deny("2 invisible", "the task is not visible in your pid namespace")
+	}
+	if d := confined(r, own); !d.allowed {
+		return d.in("2")
+	}
+	if !Below(own, t.Cgroup) {
+		return deny("2 subtree", "the task is not in your cgroup or below it")
+	}
+	if len(t.UIDs) == 0 {
+		return deny("2 unknown", "whose task it is is not known")
+	}
+	clause := "2 own uid"
+	for _, uid := range t.UIDs {
+		switch {
+		case r.is(uid):
+		case r.RootInUserNS() && r.UIDs.Mapped(uid):
+			clause = "2 root"
+		default:
+			return deny("2 uid", "the task is not yours")
+		}
+	}
+	return allow(clause)
+}
 
 // Create answers clause 3. parent is the deepest directory that exists on the
 // way to the new cgroup; its Target is that directory's path.
-func Create(r Requestor, parent Place) Decision { panic("todo") }
+func Create(r Requestor, parent Place) Decision {
+	if r.UID == NoID || r.GID == NoID {
+		return deny("3 unknown", "who you are is not known")
+	}
+	return Over(r, parent, parent.Dir, Write|Search).in("3")
+}
 
 // Move answers clause 4: may r move t to the cgroup dst? dstTasks is dst's
 // file of tasks (on v2 cgroup.procs). common is the nearest common ancestor of
 // t.Cgroup and dst.Target with commonTasks its file of tasks; they are looked at
 // only if dst is neither where the task is nor below that.
 func Move(r Requestor, t Task, dst Place, dstTasks Object, common Place, commonTasks Object) Decision {
-	panic("todo")
+	if d := OverTask(r, dst.Own, t); !d.allowed {
+		return d.in("4")
+	}
+	d := Over(r, dst, dstTasks, Write)
+	if !d.allowed {
+		return d.in("4")
+	}
+	if Below(t.Cgroup, dst.Target) {
+		return d.in("4 down")
+	}
+	if common.Own != dst.Own || common.Target != CommonAncestor(t.Cgroup, dst.Target) {
+		return deny("4 unknown", "the common ancestor of the two cgroups is not known")
+	}
+	d = Over(r, common, commonTasks, Write)
+	if !d.allowed {
+		d.reason = "the task would leave a cgroup from which you may not take it: " + d.reason
+	}
+	return d.in("4 sideways")
 }
 
 // Chown answers clause 5 for the directory p.Dir. uid and gid are the daemon's
 // own numbers, NoID where the request leaves one as it is; unmapped says that
 // the request named an id that r's user namespace does not map.
-func Chown(r Requestor, p Place, uid, gid uint32, unmapped bool) Decision { panic("todo") }
+func Chown(r Requestor, p Place, uid, gid uint32, unmapped bool) Decision {
+	if !r.RootInUserNS() {
+		return deny("5 not root", "you are not root in your user namespace")
+	}
+	if unmapped || uid != NoID && !r.UIDs.Mapped(uid) || gid != NoID && !r.GIDs.Mapped(gid) {
+		return deny("5 unmapped", "the new owner is not mapped in your user namespace")
+	}
+	if d := reach(r, p, p.Dir); !d.allowed {
+		return d.in("5")
+	}
+	// The mode's bits give no right to change an owner.
+	if !r.rootOver(p.Dir) {
+		return deny("5 owner", "its present owner is not mapped in your user namespace")
+	}
+	return allow("5 root")
+}
 
 // Chmod answers clause 5 for obj, p.Dir or a file in it, and a new mode.
-func Chmod(r Requestor, p Place, obj Object, mode uint32) Decision { panic("todo") }
+func Chmod(r Requestor, p Place, obj Object, mode uint32) Decision {
+	if mode&^uint32(modePerm) != 0 {
+		return deny("5 mode", "the mode has bits other than those of 0777")
+	}
+	if d := reach(r, p, obj); !d.allowed {
+		return d.in("5")
+	}
+	switch {
+	case r.rootOver(obj):
+		return allow("5 root")
+	case r.owns(obj):
+		return allow("5 owner")
+	}
+	return deny("5 owner", "you do not own it and are not root in your user namespace")
+}
 
 // SetValue answers clause 6: may r write value to the kernel's file called
 // name, which is file, in the cgroup p?
-func SetValue(r Requestor, p Place, name, value string, file Object) Decision { panic("todo") }
+func SetValue(r Requestor, p Place, name, value string, file Object) Decision {
+	switch ClassOf(name) {
+	case Delegable:
+		if name == rtPeriod && !modestPeriod(value) && !r.HostRoot() {
+			return deny("6 period", "a period outside 10 ms to 1 s is for the host's root alone")
+		}
+	case HostRootOnly:
+		if !r.HostRoot() {
+			return deny("6 host root", "this key is for the host's root alone")
+		}
+		if name == releaseAgent && p.Target != "/" {
+			return deny("6 key", "this key is only set at a hierarchy's root")
+		}
+	default:
+		return deny("6 key", "this key cannot be set")
+	}
+	// The limits of a container's own cgroup are what its host set for it, even
+	// where the files belong to an id that is mapped inside.
+	if r.Outside() && p.Target == p.Own {
+		return deny("6 own", "a container does not change its own cgroup, only those below")
+	}
+	return Over(r, p, file, Write).in("6")
+}
+
+// modestPeriod reports whether value is a period that clause 6 lets everybody
+// set. What does not read as a plain decimal number is not one.
+func modestPeriod(value string) bool {
+	us, err := strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+	return err == nil && us >= minRTPeriod && us <= maxRTPeriod
+}
 
 // Remove answers clause 7 for Remove, Delete, RemoveOnEmpty and Prune: parent
 // is the directory above the cgroup that goes, which is called target.
-func Remove(r Requestor, parent Place, target string) Decision { panic("todo") }
+func Remove(r Requestor, parent Place, target string) Decision {
+	if above, ok := parentOf(target); !ok || above != parent.Target {
+		return deny("7 unknown", "where the cgroup lies is not known")
+	}
+	d := Over(r, parent, parent.Dir, Write|Search)
+	if !d.allowed {
+		return d.in("7")
+	}
+	// Below a directory with the sticky bit each removes only its own (inode(7)).
+	// Whose the cgroup is is not among the facts: only the directory's owner.
+	if parent.Dir.Mode&modeSticky != 0 && !r.owns(parent.Dir) && !r.rootOver(parent.Dir) {
+		return deny("7 sticky", "the directory above it is sticky and not yours")
+	}
+	return d.in("7")
+}
+
+// Kill answers clause 7 for Kill: may r kill tasks, which are all those in the
+// cgroup p and below? None at all need only be reached.
+func Kill(r Requestor, p Place, tasks []Task) Decision {
+	// As for a file in it: the tasks are read there.
+	if d := reach(r, p, Object{}); !d.allowed {
+		return d.in("7")
+	}
+	for _, t := range tasks {
+		if !Below(p.Target, t.Cgroup) {
+			return deny("7 unknown", "a task is not where it was")
+		}
+		if d := OverTask(r, p.Own, t); !d.allowed {
+			return d.in("7")
+		}
+	}
+	return allow("7 kill")
+}
 
 // ReadValue answers clause 8 for a file of a cgroup, or its directory
 // (ListChildren, ListKeys).
-func ReadValue(r Requestor, p Place, obj Object) Decision { panic("todo") }
+func ReadValue(r Requestor, p Place, obj Object) Decision {
+	return Over(r, p, obj, Read).in("8")
+}
 
 // PidCgroup answers clause 8 for GetPidCgroup: base is the cgroup that the
 // answer is relative to.
-func PidCgroup(r Requestor, t Task, base string) Decision { panic("todo") }
+func PidCgroup(r Requestor, t Task, base string) Decision {
+	if !t.Visible {
+		return deny("8 invisible", "the task is not visible in your pid namespace")
+	}
+	if d := confined(r, base); !d.allowed {
+		return d.in("8")
+	}
+	if !Below(base, t.Cgroup) {
+		return deny("8 subtree", "the task is not below the cgroup that the answer is relative to")
+	}
+	return allow("8 task")
+}
 
 // Escape answers clause 9: may r move a task anywhere (MovePidAbs)?
-func Escape(r Requestor) Decision { panic("todo") }
+func Escape(r Requestor) Decision {
+	if r.HostRoot() {
+		return allow("9 host root")
+	}
+	return deny("9 host root", "only the host's root may move a task out of its own cgroup")
+}
 
 // EscapeTo answers clause 9 for a requestor r, in the cgroup own, behind a
 // proxy whose own cgroup is proxyOwn: may r move t to dst, at or below
-// proxyOwn? dst and dstTasks are as the proxy sees them; that the proxy could
-// make the move itself is a question of its own (Move).
+// proxyOwn? nested says that r's user namespace is the proxy's or one below it.
+// That the proxy could make the move itself is a question of its own (Move).
 func EscapeTo(r, proxy Requestor, own, proxyOwn string, t Task, dst string, nested bool) Decision {
-	panic("todo")
+	if !r.RootInUserNS() {
+		return deny("9 not root", "you are not root in your user namespace")
+	}
+	if !proxy.RootInUserNS() || !nested {
+		return deny("9 proxy", "the proxy is not root in your user namespace or an outer one")
+	}
+	if d := confined(proxy, proxyOwn); !d.allowed {
+		return d.in("9")
+	}
+	if !Below(proxyOwn, own) {
+		return deny("9 chain", "you are not in the proxy's cgroup or below it")
+	}
+	if !Below(proxyOwn, dst) {
+		return deny("9 subtree", "the cgroup is not below the proxy's own")
+	}
+	if d := OverTask(r, own, t); !d.allowed {
+		return d.in("9")
+	}
+	return allow("9 proxy")
 }

@@ -13,8 +13,9 @@ type Decision struct {
 func (d Decision) Allowed() bool { return d.allowed }
 
 // Clause names the clause of docs/SECURITY.md that decided, with the branch of
-// it where there are several: "1 owner", "4 sideways". It goes into the audit
-// line and the golden matrix.
+// it where there are several: "1 owner", "2 own uid". Where a clause leaves the
+// answer to another, both are named, the asking one first: "4 sideways/1 group".
+// It goes into the audit line and the golden matrix.
 func (d Decision) Clause() string {
 	if d.clause == "" {
 		return "0 no decision"
@@ -34,6 +35,12 @@ func (d Decision) Reason() string {
 func allow(clause string) Decision { return Decision{allowed: true, clause: clause} }
 
 func deny(clause, reason string) Decision { return Decision{clause: clause, reason: reason} }
+
+// in returns d as what another clause answers because of it.
+func (d Decision) in(clause string) Decision {
+	d.clause = clause + "/" + d.Clause()
+	return d
+}
 
 // All is the answer to several questions that must all be allowed: the first
 // refusal, or else the last decision. No decision at all denies.

@@ -43,10 +43,14 @@ func (m IDMap) Mapped(id uint32) bool {
 	return ok
 }
 
-// Requestor is who asks. Its ids are the daemon's own numbers.
+// Requestor is who asks. Its ids are the daemon's own numbers. A uid or gid
+// that its own user namespace does not map matches no owner and no group, though
+// the kernel, which compares the numbers underneath, would let it: such a
+// process has no name by which anybody inside could have meant it.
 type Requestor struct {
 	UID, GID uint32
-	// UIDs and GIDs are the maps of its user namespace.
+	// UIDs and GIDs are the maps of its user namespace. For the daemon's own
+	// namespace they map each id to itself.
 	UIDs, GIDs IDMap
 	// SameUserNS, SamePIDNS and SameCgroupNS: it is in the daemon's own
 	// namespace of that type.
@@ -66,6 +70,22 @@ func (r Requestor) RootInUserNS() bool {
 // daemon.
 func (r Requestor) Outside() bool { return !r.SameUserNS || !r.SamePIDNS }
 
+// is reports whether uid is r's.
+func (r Requestor) is(uid uint32) bool { return uid == r.UID && r.UIDs.Mapped(uid) }
+
+// owns reports whether r is the owner of o.
+func (r Requestor) owns(o Object) bool { return r.is(o.UID) }
+
+// inGroup reports whether r's gid is o's group.
+func (r Requestor) inGroup(o Object) bool { return o.GID == r.GID && r.GIDs.Mapped(o.GID) }
+
+// rootOver reports whether r is root in a user namespace in which o's owner and
+// group are mapped: what the kernel asks before a capability counts for an
+// inode (user_namespaces(7)).
+func (r Requestor) rootOver(o Object) bool {
+	return r.RootInUserNS() && r.UIDs.Mapped(o.UID) && r.GIDs.Mapped(o.GID)
+}
+
 // HostRoot reports whether r is uid 0 with effective CAP_SYS_ADMIN in the
 // daemon's user, pid and cgroup namespaces.
 func (r Requestor) HostRoot() bool {
@@ -83,11 +103,15 @@ const (
 )
 
 // Object is a directory or file: its owner in the daemon's own numbers, and
-// its mode.
+// its whole st_mode, with the bits of the file's type (inode(7)).
 type Object struct {
 	UID, GID uint32
 	Mode     uint32
 }
+
+// isDir reports whether o is a directory. What has no type is taken for a file:
+// more is asked for that.
+func (o Object) isDir() bool { return o.Mode&modeType == modeDir }
 
 // Place says where a cgroup lies, seen from a requestor, in one hierarchy.
 type Place struct {
@@ -96,7 +120,8 @@ type Place struct {
 	// empty or otherwise malformed path is unknown and lies nowhere.
 	Own, Target string
 	// Way holds the directories that must be searched to reach Target: Own,
-	// and each one below it, Target itself not included.
+	// and each one below it, Target itself not included. It is empty if Target
+	// is Own; one too few or too many counts as unknown.
 	Way []Object
 	// Dir is Target's directory.
 	Dir Object
@@ -141,6 +166,22 @@ func CommonAncestor(a, b string) string {
 		}
 	}
 	return a
+}
+
+// depth returns how many cgroups lie between a clean path and the root.
+func depth(p string) int {
+	if p == "/" {
+		return 0
+	}
+	return strings.Count(p, "/")
+}
+
+// parentOf returns the cgroup above p, which must not be the root.
+func parentOf(p string) (string, bool) {
+	if !clean(p) || p == "/" {
+		return "", false
+	}
+	return p[:max(strings.LastIndexByte(p, '/'), 1)], true
 }
 
 func clean(p string) bool {
