@@ -223,10 +223,12 @@ func SetValue(r Requestor, p Place, name, value string, file Object) Decision {
 }
 
 // modestPeriod reports whether value is a period that clause 6 lets everybody
-// set. What does not read as a plain decimal number is not one.
+// set. Only a plain decimal number can be one: the kernel reads a leading 0 as
+// octal (kstrtoull), so that "0010000" is 4096 there.
 func modestPeriod(value string) bool {
-	us, err := strconv.ParseUint(strings.TrimSpace(value), 10, 64)
-	return err == nil && us >= minRTPeriod && us <= maxRTPeriod
+	value = strings.TrimSpace(value)
+	us, err := strconv.ParseUint(value, 10, 64)
+	return err == nil && value[0] != '0' && us >= minRTPeriod && us <= maxRTPeriod
 }
 
 // Remove answers clause 7 for Remove, Delete, RemoveOnEmpty and Prune: parent
