@@ -159,7 +159,7 @@ func (c *Client) Address() string { return c.address }
 // as the kernel recorded them at listen(2) (SO_PEERCRED, unix(7)), in the
 // numbers of the caller's namespaces: pid 0 is a process outside the caller's
 // pid namespace, uid 65534 one that is not mapped.
-func (c *Client) Daemon(ctx context.Context) (pid int32, uid, gid uint32, err error) {
+func (c *Client) Daemon() (pid int32, uid, gid uint32, err error) {
 	// The library does not show its socket, hence one more connection.
 	path, ok := strings.CutPrefix(c.address, "unix:path=")
 	if !ok {
@@ -168,13 +168,12 @@ func (c *Client) Daemon(ctx context.Context) (pid int32, uid, gid uint32, err er
 	if path, err = dbus.UnescapeBusAddressValue(path); err != nil {
 		return 0, 0, 0, err
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return 0, 0, 0, err
 	}
 	defer func() { _ = conn.Close() }()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return 0, 0, 0, err
 	}

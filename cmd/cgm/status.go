@@ -63,7 +63,7 @@ the caller's own cgroup in the hierarchy of each.`,
 func getStatus(ctx context.Context, c *client.Client) (*status, error) {
 	s := &status{Address: c.Address()}
 	var err error
-	if s.PID, s.UID, _, err = c.Daemon(ctx); err != nil {
+	if s.PID, s.UID, _, err = c.Daemon(); err != nil {
 		return nil, err
 	}
 	if s.APIVersion, err = c.APIVersion0(ctx); err != nil {

@@ -1,0 +1,82 @@
+# Everything is one line away; `make help` lists it.
+
+GO       ?= go
+PREFIX   ?= /usr/local
+BINDIR   ?= $(PREFIX)/bin
+SBINDIR  ?= $(PREFIX)/sbin
+MANDIR   ?= $(PREFIX)/share/man
+DATADIR  ?= $(PREFIX)/share
+FUZZTIME ?= 1m
+
+BUILD := $(CURDIR)/build
+# The linter is built from source by the Go module proxy's checksums, once.
+LINTER_VERSION := v2.15.0
+LINTER := $(BUILD)/tools/golangci-lint-$(LINTER_VERSION)
+# What tests may not skip (test/README.md).
+REQUIRE := root,v1,v2,userns
+
+.PHONY: help all build test test-short race lint fuzz bench man generate install check clean run
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
+
+all: build man ## build the programs and the man pages
+
+build: ## build the programs into build/
+	$(GO) build -trimpath -o $(BUILD)/ ./cmd/...
+
+run: build ## start the daemon in the foreground on its real sockets (root)
+	@if [ "$$(id -u)" != 0 ]; then echo "make run: needs root, the daemon writes the host's cgroups: sudo make run" >&2; exit 1; fi
+	@echo "Talk to it from another shell:   $(BUILD)/cgm status"
+	@echo "Run something in a cgroup:       $(BUILD)/cgm run demo --set memory.limit=100M -- sh"
+	@echo "Stop it:                         Ctrl-C"
+	@exec $(BUILD)/cgmanager
+
+test: ## install what the tests need and run all of them (root)
+	@if [ "$$(id -u)" != 0 ]; then echo "make test: needs root for cgroups and namespaces: sudo make test (or make test-short)" >&2; exit 1; fi
+	@.ci/deps
+	CGM_REQUIRE=$(REQUIRE) $(GO) test -timeout 20m ./...
+
+test-short: ## run the tests that any user can run, in seconds
+	$(GO) test -short -timeout 2m ./...
+
+race: ## run the same under the race detector
+	$(GO) test -race -short -timeout 5m ./...
+
+lint: $(LINTER) ## gofmt, go vet and golangci-lint
+	$(GO) vet ./...
+	$(LINTER) run
+
+$(LINTER):
+	@echo "building golangci-lint $(LINTER_VERSION), once"
+	@mkdir -p $(@D)
+	GOBIN=$(@D) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINTER_VERSION)
+	@mv $(@D)/golangci-lint $@
+
+fuzz: ## fuzz every target for FUZZTIME (1m), as many at once as there are cores
+	@.ci/fuzz $(FUZZTIME)
+
+bench: build ## start the daemon and print its figures beside their floors (root)
+	$(GO) run ./test/bench
+
+man: ## generate the man pages from docs/man/*.md and the commands themselves
+	$(GO) test -count=1 -run '^TestManPages$$' ./cmd/cgm -update
+
+generate: man ## regenerate every generated file
+	$(GO) generate ./...
+
+install: build ## install under DESTDIR: programs, man pages, completions
+	install -D -m 0755 $(BUILD)/cgm $(DESTDIR)$(BINDIR)/cgm
+	install -D -m 0755 $(BUILD)/cgmanager $(DESTDIR)$(SBINDIR)/cgmanager
+	install -D -m 0644 docs/man/cgm.1 $(DESTDIR)$(MANDIR)/man1/cgm.1
+	install -D -m 0644 docs/man/cgmanager.8 $(DESTDIR)$(MANDIR)/man8/cgmanager.8
+	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions $(DESTDIR)$(DATADIR)/fish/vendor_completions.d
+	$(BUILD)/cgm completion bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/cgm
+	$(BUILD)/cgm completion zsh > $(DESTDIR)$(DATADIR)/zsh/site-functions/_cgm
+	$(BUILD)/cgm completion fish > $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/cgm.fish
+
+check: ## what continuous integration runs: lint, race, fuzz, test
+	.ci/run
+
+clean: ## remove build/
+	rm -rf $(BUILD)
