@@ -1,0 +1,118 @@
+package e2e_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"cgmanager/test/harness"
+)
+
+// world is a daemon, a cgroup tree of the test's own, and containers in it.
+type world struct {
+	*testing.T
+	*harness.Tree
+	d *harness.Daemon
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	harness.Require(t, "root", "userns", "v1", "v2")
+	tree := harness.NewTree(t)
+	return &world{T: t, Tree: tree, d: harness.StartDaemon(t)}
+}
+
+// refused is Tree.Refused for this test.
+func (w *world) refused(what string, attack func() error) {
+	w.Helper()
+	w.Refused(w.T, what, attack)
+}
+
+// second drops a result that an attack does not look at.
+func second(_ any, err error) error { return err }
+
+// box is a container: its first process, which is root inside, in a cgroup of
+// its own in every hierarchy that it owns.
+type box struct {
+	w *world
+	*harness.Proc
+	// cg is its cgroup, relative to the tree.
+	cg string
+	// first is the test's number of the box's id 0.
+	first uint32
+}
+
+// levelMaps are the id maps of containers one in another: where id 0 is in the
+// namespace around, and how many ids there are.
+var levelMaps = []struct{ from, size int }{{100000, 65536}, {10000, 20000}, {5000, 5000}}
+
+// box makes a container of the first level.
+func (w *world) box(name string) *box {
+	w.Helper()
+	return w.placed(harness.Start(w.T, boxSpec(0)), name)
+}
+
+// box makes a container inside b.
+func (b *box) box(name string) *box {
+	b.w.Helper()
+	level := strings.Count(b.cg, "/") + 1
+	return b.w.placed(b.Spawn(boxSpec(level)), b.cg+"/"+name)
+}
+
+func boxSpec(level int) harness.Spec {
+	m := levelMaps[level]
+	return harness.Spec{UserNS: true, PIDNS: true, MapFrom: m.from, MapSize: m.size}
+}
+
+func (w *world) placed(p *harness.Proc, cg string) *box {
+	w.Helper()
+	w.Make(cg, p.HostUID, p.HostGID)
+	w.Place(p, cg)
+	return &box{w: w, Proc: p, cg: cg, first: p.HostUID}
+}
+
+// boxAt makes containers one in another and returns the innermost.
+func (w *world) boxAt(level int) *box {
+	w.Helper()
+	b := w.box("c1")
+	for i := 2; i <= level; i++ {
+		b = b.box(fmt.Sprint("c", i))
+	}
+	return b
+}
+
+// user starts a process with the id inside the container.
+func (b *box) user(id uint32) *harness.Proc {
+	b.w.Helper()
+	return b.Spawn(harness.Spec{UID: id, GID: id})
+}
+
+// host starts a process of the host with the id, and places it.
+func (w *world) host(id uint32, cg string) *harness.Proc {
+	w.Helper()
+	p := harness.Start(w.T, harness.Spec{UID: id, GID: id})
+	w.Place(p, cg)
+	return p
+}
+
+// in reports where p is, below the tree, if that is the same in every
+// hierarchy but those that are named; else all of it.
+func (w *world) in(p *harness.Proc, but ...string) string {
+	w.Helper()
+	var one string
+	all := p.Cgroups()
+	for h, cg := range all {
+		if slices.Contains(but, h) {
+			continue
+		}
+		if one != "" && cg != one {
+			return fmt.Sprint(all)
+		}
+		one = cg
+	}
+	if rest, ok := strings.CutPrefix(one, w.Base+"/"); ok {
+		return rest
+	}
+	return one
+}

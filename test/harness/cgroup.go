@@ -1,0 +1,376 @@
+package harness
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// unified is the name of the v2 hierarchy.
+const unified = "unified"
+
+// Hierarchy is a mounted cgroup hierarchy.
+type Hierarchy struct {
+	// Name is its controllers or name=X as in /proc/PID/cgroup, or "unified".
+	Name  string
+	Mount string
+	V2    bool
+}
+
+// Hierarchies returns what is mounted here, in the order of the mounts.
+var Hierarchies = sync.OnceValue(func() []Hierarchy {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		panic(err)
+	}
+	names := map[string]string{} // the options of a v1 mount, sorted → the name
+	for name := range CgroupsOf(os.Getpid()) {
+		names[sorted(name)] = name
+	}
+	var hs []Hierarchy
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(b)) {
+		left, right, ok := strings.Cut(strings.TrimSpace(line), " - ")
+		if !ok {
+			continue
+		}
+		l, r := strings.Fields(left), strings.Fields(right)
+		if len(l) < 5 || len(r) < 3 || l[3] != "/" {
+			continue
+		}
+		h := Hierarchy{Mount: l[4]}
+		switch r[0] {
+		case "cgroup2":
+			h.Name, h.V2 = unified, true
+		case "cgroup":
+			var opts []string
+			for o := range strings.SplitSeq(r[2], ",") {
+				if _, known := names[o]; known || strings.HasPrefix(o, "name=") || isController(o) {
+					opts = append(opts, o)
+				}
+			}
+			h.Name = names[sorted(strings.Join(opts, ","))]
+		}
+		if h.Name == "" || seen[h.Name] {
+			continue
+		}
+		seen[h.Name] = true
+		hs = append(hs, h)
+	}
+	return hs
+})
+
+func sorted(list string) string {
+	s := strings.Split(list, ",")
+	slices.Sort(s)
+	return strings.Join(s, ",")
+}
+
+func isController(s string) bool {
+	b, err := os.ReadFile("/proc/cgroups")
+	return err == nil && strings.Contains("\n"+string(b), "\n"+s+"\t")
+}
+
+// Named reports whether h is a v1 hierarchy without controllers.
+func (h Hierarchy) Named() bool { return strings.HasPrefix(h.Name, "name=") }
+
+// TasksFile is the file that a task is written to.
+func (h Hierarchy) TasksFile() string {
+	if h.V2 {
+		return "cgroup.procs"
+	}
+	return "tasks"
+}
+
+var trees atomic.Int32
+
+// Tree is a cgroup of the same name in every hierarchy, and what is below. It
+// is removed after the test with all processes in it.
+type Tree struct {
+	// Base is its path in every hierarchy.
+	Base string
+	t    testing.TB
+}
+
+// NewTree makes a cgroup at the top of every hierarchy, owned by root.
+func NewTree(t testing.TB) *Tree {
+	t.Helper()
+	tr := &Tree{t: t, Base: fmt.Sprintf("/cgmtest-%d-%d", os.Getpid(), trees.Add(1))}
+	for _, h := range Hierarchies() {
+		tr.mkdir(h, tr.Base)
+	}
+	t.Cleanup(tr.remove)
+	return tr
+}
+
+func (tr *Tree) mkdir(h Hierarchy, cg string) {
+	tr.t.Helper()
+	dir := filepath.Join(h.Mount, cg)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		tr.t.Fatal(err)
+	}
+	if h.Name != "cpuset" {
+		return
+	}
+	for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+		b, err := os.ReadFile(filepath.Join(path.Dir(dir), f))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, f), b, 0)
+		}
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+	}
+}
+
+// Path returns the path of a cgroup of the tree, from the hierarchies' roots.
+func (tr *Tree) Path(name string) string { return path.Join(tr.Base, name) }
+
+// Dir returns the directory of a cgroup of the tree.
+func (tr *Tree) Dir(h Hierarchy, name string) string {
+	return filepath.Join(h.Mount, tr.Base, name)
+}
+
+// Make makes the cgroup in every hierarchy (its parent must be there) and
+// gives directory and files of delegation to uid and gid.
+func (tr *Tree) Make(name string, uid, gid uint32) {
+	tr.t.Helper()
+	tr.MakeIn(name, uid, gid, Hierarchies()...)
+}
+
+// MakeIn is Make for some hierarchies only.
+func (tr *Tree) MakeIn(name string, uid, gid uint32, hs ...Hierarchy) {
+	tr.t.Helper()
+	for _, h := range hs {
+		tr.mkdir(h, tr.Path(name))
+		tr.own(h, name, uid, gid)
+	}
+}
+
+// Own gives an existing cgroup to uid and gid, as Make does.
+func (tr *Tree) Own(name string, uid, gid uint32) {
+	tr.t.Helper()
+	for _, h := range Hierarchies() {
+		tr.own(h, name, uid, gid)
+	}
+}
+
+func (tr *Tree) own(h Hierarchy, name string, uid, gid uint32) {
+	tr.t.Helper()
+	dir := tr.Dir(h, name)
+	for _, f := range []string{"", "tasks", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"} {
+		err := os.Chown(filepath.Join(dir, f), int(uid), int(gid))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			tr.t.Fatal(err)
+		}
+	}
+}
+
+// Place moves the process p to the cgroup in every hierarchy, with the rights
+// of host root.
+func (tr *Tree) Place(p *Proc, name string) {
+	tr.t.Helper()
+	tr.PlaceIn(p, name, Hierarchies()...)
+}
+
+// PlaceIn is Place for some hierarchies only.
+func (tr *Tree) PlaceIn(p *Proc, name string, hs ...Hierarchy) {
+	tr.t.Helper()
+	for _, h := range hs {
+		err := os.WriteFile(filepath.Join(tr.Dir(h, name), "cgroup.procs"), strconv.AppendInt(nil, int64(p.HostPID), 10), 0)
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+	}
+}
+
+// Read returns a control file without its last newline.
+func (tr *Tree) Read(h Hierarchy, name, file string) string {
+	tr.t.Helper()
+	b, err := os.ReadFile(filepath.Join(tr.Dir(h, name), file))
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+	return strings.TrimSuffix(string(b), "\n")
+}
+
+// Write writes a control file with the rights of host root.
+func (tr *Tree) Write(h Hierarchy, name, file, value string) {
+	tr.t.Helper()
+	if err := os.WriteFile(filepath.Join(tr.Dir(h, name), file), []byte(value), 0); err != nil {
+		tr.t.Fatal(err)
+	}
+}
+
+// Exists reports whether the cgroup is there.
+func (tr *Tree) Exists(h Hierarchy, name string) bool {
+	_, err := os.Stat(tr.Dir(h, name))
+	return err == nil
+}
+
+// Find returns the hierarchy with the controller, or "unified", and skips the
+// test if there is none (see Require).
+func Find(t testing.TB, ctrl string) Hierarchy {
+	t.Helper()
+	for _, h := range Hierarchies() {
+		if slices.Contains(strings.Split(h.Name, ","), ctrl) {
+			return h
+		}
+	}
+	if required("v1") && ctrl != unified || required("v2") {
+		t.Fatalf("no hierarchy with %s", ctrl)
+	}
+	t.Skipf("no hierarchy with %s", ctrl)
+	return Hierarchy{}
+}
+
+// remove kills what is in the tree and removes it.
+func (tr *Tree) remove() {
+	for _, h := range Hierarchies() {
+		dir := filepath.Join(h.Mount, tr.Base)
+		for range 200 {
+			if tr.sweep(dir) {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		if _, err := os.Stat(dir); err == nil {
+			tr.t.Errorf("%s:%s cannot be removed", h.Name, tr.Base)
+		}
+	}
+}
+
+// sweep kills, thaws and removes once, from the leaves up. Whatever is in here
+// was put here by the test, and every process of it is a test's.
+func (tr *Tree) sweep(dir string) bool {
+	var dirs []string
+	_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, p)
+		}
+		return nil
+	})
+	slices.Reverse(dirs)
+	for _, d := range dirs {
+		_ = os.WriteFile(filepath.Join(d, "freezer.state"), []byte("THAWED"), 0)
+		_ = os.WriteFile(filepath.Join(d, "cgroup.freeze"), []byte("0"), 0)
+		b, _ := os.ReadFile(filepath.Join(d, "cgroup.procs"))
+		for _, f := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(f); err == nil && pid > 1 && pid != os.Getpid() {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		_ = os.Remove(d)
+	}
+	_, err := os.Stat(dir)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// volatile says which files change by themselves.
+func volatile(name string) bool {
+	for _, s := range []string{
+		"usage", "stat", "failcnt", "pressure", "events", "cpuacct.", "numa", "current", "peak",
+		"slabinfo", "io_service", "io_wait", "io_merged", "io_queued", "sectors", "time", "recursive", "effective",
+	} {
+		if strings.Contains(name, s) && !strings.Contains(name, "limit") && name != "cpuset.cpus" {
+			return true
+		}
+	}
+	return false
+}
+
+// Snapshot is a picture of the tree: every directory and file with owner, mode
+// and value, and the tasks of every cgroup.
+type Snapshot map[string]string
+
+// Snapshot takes one.
+func (tr *Tree) Snapshot() Snapshot {
+	tr.t.Helper()
+	s := Snapshot{}
+	for _, h := range Hierarchies() {
+		root := filepath.Join(h.Mount, tr.Base)
+		err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			var st unix.Stat_t
+			if err := unix.Lstat(p, &st); err != nil {
+				return err
+			}
+			key := h.Name + ":" + strings.TrimPrefix(p, h.Mount)
+			val := fmt.Sprintf("%o %d:%d", st.Mode, st.Uid, st.Gid)
+			if !d.IsDir() && st.Mode&0o444 != 0 && !volatile(d.Name()) {
+				// Some cannot be read in some states; the error is the value.
+				b, err := os.ReadFile(p)
+				v := string(b)
+				if err != nil {
+					v = errors.Unwrap(err).Error()
+				}
+				switch d.Name() {
+				case "tasks", "cgroup.threads":
+					v = "" // a Go process starts threads as it likes
+				case "cgroup.procs":
+					f := strings.Fields(v)
+					slices.Sort(f)
+					v = strings.Join(slices.Compact(f), " ")
+				}
+				val += " " + strings.TrimSpace(v)
+			}
+			s[key] = val
+			return nil
+		})
+		if err != nil {
+			tr.t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// Diff returns what is different in b, sorted.
+func (s Snapshot) Diff(b Snapshot) []string {
+	var d []string
+	for _, k := range slices.Sorted(maps.Keys(s)) {
+		if v, ok := b[k]; !ok {
+			d = append(d, "gone: "+k)
+		} else if v != s[k] {
+			d = append(d, fmt.Sprintf("%s: %q is now %q", k, s[k], v))
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(b)) {
+		if _, ok := s[k]; !ok {
+			d = append(d, "new: "+k)
+		}
+	}
+	return d
+}
+
+// Refused runs an attack and fails the test unless it ends in a clean error
+// and nothing in the tree changed.
+func (tr *Tree) Refused(t testing.TB, what string, attack func() error) {
+	t.Helper()
+	before := tr.Snapshot()
+	err := attack()
+	if err == nil {
+		t.Errorf("%s: no error", what)
+	} else if why := unclean(err); why != "" {
+		t.Errorf("%s: %s: %v", what, why, err)
+	} else {
+		t.Logf("%s: %v", what, err)
+	}
+	if d := before.Diff(tr.Snapshot()); len(d) > 0 {
+		t.Errorf("%s: changed\n  %s", what, strings.Join(d, "\n  "))
+	}
+}

@@ -1,0 +1,223 @@
+package harness
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Daemon is a running cgmanager with a socket of its own.
+type Daemon struct {
+	// Sock is the path of its socket, Dir the directory around it, which
+	// everybody may search.
+	Sock, Dir string
+	PID       int
+
+	t       testing.TB
+	cmd     *exec.Cmd
+	log     string
+	done    chan struct{} // closed when the process has ended
+	stopped bool
+	fds     int
+	threads int
+}
+
+// StartDaemon starts the daemon, waits until it serves, and stops it at the
+// end of the test, which fails if the daemon does not end in a second with
+// code 0, or holds more open files than in the beginning.
+func StartDaemon(t testing.TB, args ...string) *Daemon {
+	t.Helper()
+	bin := Binary(t, "cgmanager")
+	d := &Daemon{t: t, Dir: PublicDir(t), done: make(chan struct{})}
+	d.Sock = filepath.Join(d.Dir, "sock")
+	d.log = filepath.Join(d.Dir, "log")
+	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	args = append([]string{
+		"--listen", "unix:path=" + d.Sock,
+		"--state-dir", filepath.Join(d.Dir, "state"),
+		"--log-level", "debug",
+	}, args...)
+	d.cmd = exec.Command(bin, args...)
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	d.cmd.SysProcAttr = deathsig()
+	if err := onSpawner(d.cmd.Start); err != nil {
+		t.Fatal(err)
+	}
+	d.PID = d.cmd.Process.Pid
+	go func() {
+		_ = d.cmd.Wait()
+		close(d.done)
+	}()
+	t.Cleanup(d.stop)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		if err := ping(d.Sock); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("the daemon does not serve: %v\n%s", err, d.Log())
+		}
+		select {
+		case <-d.done:
+			t.Fatalf("the daemon ended: %v\n%s", d.cmd.ProcessState, d.Log())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	d.fds, d.threads = d.settledFDs(0), d.count("task")
+	return d
+}
+
+// Log returns what the daemon logged so far.
+func (d *Daemon) Log() string {
+	b, err := os.ReadFile(d.log)
+	if err != nil {
+		return err.Error()
+	}
+	if len(b) > 64<<10 {
+		b = b[len(b)-64<<10:]
+		if i := bytes.IndexByte(b, '\n'); i >= 0 {
+			b = b[i+1:]
+		}
+	}
+	return string(b)
+}
+
+// Alive reports whether the daemon runs.
+func (d *Daemon) Alive() bool {
+	select {
+	case <-d.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// FDs returns how many files the daemon has open.
+func (d *Daemon) FDs() int { return d.count("fd") }
+
+func (d *Daemon) count(dir string) int {
+	e, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(d.PID), dir))
+	if err != nil {
+		return -1
+	}
+	return len(e)
+}
+
+// settledFDs waits until the daemon has at most limit files open, or, with
+// limit 0, until the number no longer changes, for a second and a half at
+// most. It returns the number.
+func (d *Daemon) settledFDs(limit int) int {
+	last, same := -1, 0
+	for range 150 {
+		n := d.FDs()
+		if limit > 0 && n <= limit {
+			return n
+		}
+		if n == last {
+			same++
+		} else {
+			last, same = n, 0
+		}
+		if limit == 0 && same == 5 {
+			return n
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return last
+}
+
+func (d *Daemon) stop() {
+	if d.stopped {
+		return
+	}
+	d.stopped = true
+	if d.Alive() && d.fds > 0 {
+		if n := d.settledFDs(d.fds); n > d.fds {
+			d.t.Errorf("the daemon has %d files open, %d before the test:\n%s", n, d.fds, d.fdNames())
+		}
+		// Go keeps its threads. One that is stuck in the kernel shows as one
+		// for each request of a test; a handful says nothing.
+		if n := d.count("task"); n > d.threads+24 {
+			d.t.Errorf("the daemon has %d threads, %d before the test", n, d.threads)
+		}
+	}
+	alive := d.Alive()
+	start := time.Now()
+	_ = d.cmd.Process.Signal(unix.SIGTERM)
+	select {
+	case <-d.done:
+		if took := time.Since(start); alive && took > time.Second {
+			d.t.Errorf("the daemon took %v to end", took)
+		}
+	case <-time.After(5 * time.Second):
+		_ = d.cmd.Process.Signal(unix.SIGQUIT)
+		select {
+		case <-d.done:
+		case <-time.After(time.Second):
+			_ = d.cmd.Process.Kill()
+			<-d.done
+		}
+		d.t.Errorf("the daemon did not end within 5 s of SIGTERM")
+	}
+	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+		d.t.Errorf("the daemon ended with %v", d.cmd.ProcessState)
+	}
+	if d.t.Failed() {
+		d.t.Logf("the daemon's log:\n%s", d.Log())
+	}
+}
+
+func (d *Daemon) fdNames() string {
+	var b strings.Builder
+	dir := filepath.Join("/proc", strconv.Itoa(d.PID), "fd")
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries {
+		to, _ := os.Readlink(filepath.Join(dir, e.Name()))
+		fmt.Fprintf(&b, "  %s -> %s\n", e.Name(), to)
+	}
+	return b.String()
+}
+
+// ping asks for an answer with the whole handshake in one write.
+func ping(sock string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}); err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: sock}); err != nil {
+		return err
+	}
+	msg := append(handshake("30"), encodeCall(1, objectPath, ifacePeer, "Ping", nil)...)
+	if _, err := unix.Write(fd, msg); err != nil {
+		return err
+	}
+	var got []byte
+	buf := make([]byte, 4096)
+	for !bytes.Contains(got, []byte("\r\nAGREE_UNIX_FD\r\nl\x02")) {
+		n, err := unix.Read(fd, buf)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return errors.New("closed")
+		}
+		got = append(got, buf[:n]...)
+	}
+	return nil
+}

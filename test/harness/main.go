@@ -1,0 +1,183 @@
+package harness
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// puppetEnv is set in the environment of a puppet.
+const puppetEnv = "CGM_TEST_PUPPET"
+
+// Main runs the tests, or the puppet if this process is one. It does not
+// return.
+func Main(m *testing.M) {
+	if os.Getenv(puppetEnv) != "" {
+		puppetMain()
+	}
+	flag.Parse()
+	code := m.Run()
+	if built.dir != "" && built.ours {
+		if err := os.RemoveAll(built.dir); err != nil {
+			fmt.Fprintln(os.Stderr, "harness:", err)
+		}
+	}
+	os.Exit(code)
+}
+
+// Require skips the test if this machine lacks one of the features: "root",
+// "v1", "v2", "userns", "cc", or the name of a program. A feature that the
+// environment variable CGM_REQUIRE lists (comma separated, or "all") must be
+// there: its lack is a failure.
+func Require(t testing.TB, features ...string) {
+	t.Helper()
+	for _, f := range features {
+		err := missing(f)
+		if err == nil {
+			continue
+		}
+		if required(f) {
+			t.Fatalf("%s is required here: %v", f, err)
+		}
+		t.Skipf("needs %s: %v", f, err)
+	}
+}
+
+func required(feature string) bool {
+	for r := range strings.SplitSeq(os.Getenv("CGM_REQUIRE"), ",") {
+		if r == feature || r == "all" {
+			return true
+		}
+	}
+	return false
+}
+
+func missing(feature string) error {
+	switch feature {
+	case "root":
+		if os.Geteuid() != 0 {
+			return errors.New("not root")
+		}
+		return nil
+	case "v1", "v2":
+		for _, h := range Hierarchies() {
+			if h.V2 == (feature == "v2") {
+				return nil
+			}
+		}
+		return errors.New("no such hierarchy is mounted")
+	case "userns":
+		b, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(string(b)) == "0" {
+			return errors.New("user.max_user_namespaces is 0")
+		}
+		return nil
+	case "cc":
+		if os.Getenv("CGM_BIN") != "" {
+			return nil
+		}
+	}
+	_, err := exec.LookPath(feature)
+	return err
+}
+
+var built struct {
+	once sync.Once
+	dir  string // guarded by once
+	ours bool   // guarded by once
+	err  error  // guarded by once
+}
+
+// Binary returns the path of one of the programs under test, built once a
+// run, or taken from the directory that the environment variable CGM_BIN
+// names. Everybody may execute it.
+func Binary(t testing.TB, name string) string {
+	t.Helper()
+	built.once.Do(func() {
+		if dir := os.Getenv("CGM_BIN"); dir != "" {
+			built.dir = dir
+			return
+		}
+		built.dir, built.err = os.MkdirTemp("", "cgmtest-bin-")
+		if built.err != nil {
+			return
+		}
+		built.ours = true
+		if built.err = os.Chmod(built.dir, 0o755); built.err != nil {
+			return
+		}
+		cmd := exec.Command("go", "build", "-trimpath", "-o", built.dir, "cgmanager/cmd/...")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			built.err = fmt.Errorf("go build: %w\n%s", err, out)
+		}
+	})
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return filepath.Join(built.dir, name)
+}
+
+// Program returns a small static program built from a C source in the test's
+// testdata directory, with the given mode (setuid bits included) and owned by
+// root. It takes a compiled one from CGM_BIN where that is set.
+func Program(t testing.TB, source string, mode uint32) string {
+	t.Helper()
+	name := strings.TrimSuffix(filepath.Base(source), ".c")
+	dir := PublicDir(t)
+	path := filepath.Join(dir, name)
+	if bin := os.Getenv("CGM_BIN"); bin != "" {
+		b, err := os.ReadFile(filepath.Join(bin, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, b, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	} else if out, err := exec.Command("cc", "-O1", "-Wall", "-Werror", "-static", "-o", path, source).CombinedOutput(); err != nil {
+		t.Fatalf("cc %s: %v\n%s", source, err, out)
+	}
+	// chmod(2) takes the setuid bit as a number; os.Chmod would not.
+	if err := unix.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// PublicDir makes a temporary directory that every user may search, also one
+// without a name in a user namespace, and removes it after the test.
+func PublicDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "cgmtest-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// Rounds returns n, or far fewer with -short.
+func Rounds(n int) int {
+	if testing.Short() {
+		return max(n/20, 1)
+	}
+	return n
+}

@@ -1,0 +1,375 @@
+package harness
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Proc is a process under test, a puppet that does what the test asks. Its
+// methods fail the test on an error of the harness; those that return an error
+// return what the kernel answered to the puppet.
+type Proc struct {
+	// Cred is what it is by the numbers of its own namespaces; HostPID,
+	// HostUID and HostGID are the same by those of the test.
+	Cred
+	HostPID          int
+	HostUID, HostGID uint32
+
+	t        testing.TB
+	mu       sync.Mutex // one request at a time on ctl
+	ctl      int
+	parent   *Proc
+	pidHere  int // its number in its parent's pid namespace
+	children []*Proc
+	reaped   bool
+}
+
+// Start starts a process as a child of the test process.
+func Start(t testing.TB, s Spec) *Proc {
+	t.Helper()
+	ignoreSIGPIPE()
+	return start(t, nil, s, func(control int) (int, error) {
+		var pid int
+		err := onSpawner(func() (err error) {
+			pid, err = startPuppet(s, control)
+			return err
+		})
+		return pid, err
+	})
+}
+
+// StartInPIDNSOf starts a process of the host that enters p's pid namespace
+// alone, as nsenter --pid does: user namespace and cgroups stay the host's.
+func StartInPIDNSOf(t testing.TB, p *Proc, s Spec) *Proc {
+	t.Helper()
+	return start(t, nil, s, func(control int) (int, error) {
+		var pid int
+		err := inPidNS(p.HostPID, func() (err error) {
+			pid, err = startPuppet(s, control)
+			return err
+		})
+		return pid, err
+	})
+}
+
+// Spawn starts a process as p's child.
+func (p *Proc) Spawn(s Spec) *Proc {
+	p.t.Helper()
+	return start(p.t, p, s, func(control int) (int, error) {
+		rp, _, err := p.do(request{Op: "spawn", Spec: &s}, control)
+		return rp.Num, err
+	})
+}
+
+func start(t testing.TB, parent *Proc, s Spec, spawn func(int) (int, error)) *Proc {
+	t.Helper()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Proc{t: t, ctl: pair[0], parent: parent}
+	if err := unix.SetsockoptInt(p.ctl, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		t.Fatal(err)
+	}
+	p.pidHere, err = spawn(pair[1])
+	unix.Close(pair[1]) // or a puppet that dies would never be noticed
+	if err != nil {
+		unix.Close(p.ctl)
+		t.Fatalf("start %+v: %v", s, err)
+	}
+	if parent != nil {
+		parent.children = append(parent.children, p)
+	} else {
+		t.Cleanup(p.Stop)
+	}
+	buf := make([]byte, maxControl)
+	n, _, cred, err := recvmsg(p.ctl, buf, 10*time.Second)
+	if err != nil || n == 0 || cred == nil {
+		t.Fatalf("start %+v: no word from the puppet: %v", s, err)
+	}
+	var hello reply
+	if err := json.Unmarshal(buf[:n], &hello); err != nil {
+		t.Fatal(err)
+	}
+	p.Cred = *hello.Cred
+	p.HostPID, p.HostUID, p.HostGID = int(cred.PID), cred.UID, cred.GID
+	return p
+}
+
+// Stop ends p and all its children, and waits for them.
+func (p *Proc) Stop() {
+	p.t.Helper()
+	for _, c := range p.children {
+		c.Stop()
+	}
+	p.children = nil
+	if p.ctl >= 0 {
+		unix.Close(p.ctl)
+		p.ctl = -1
+	}
+	if p.reaped {
+		return
+	}
+	if _, err := p.wait(200 * time.Millisecond); err != nil {
+		// It hangs in a request, or is frozen: it is our own child, unreaped,
+		// so the number is still its.
+		_ = unix.Kill(p.HostPID, unix.SIGKILL)
+		if _, err := p.wait(5 * time.Second); err != nil && !errors.Is(err, unix.ECHILD) {
+			p.t.Errorf("process %d does not end: %v", p.HostPID, err)
+		}
+	}
+}
+
+// Wait waits until p has ended and returns how. With a timeout it returns
+// unix.ETIMEDOUT.
+func (p *Proc) Wait(timeout time.Duration) (unix.WaitStatus, error) {
+	p.t.Helper()
+	return p.wait(timeout)
+}
+
+func (p *Proc) wait(timeout time.Duration) (unix.WaitStatus, error) {
+	if p.reaped {
+		return 0, unix.ECHILD
+	}
+	rq := request{Op: "wait", Num: p.pidHere, Wait: timeout}
+	var rp reply
+	var err error
+	if p.parent != nil {
+		rp, _, err = p.parent.do(rq)
+	} else {
+		err = waitPid(&rq, &rp)
+	}
+	if err != nil {
+		return 0, err
+	}
+	p.reaped = true
+	return unix.WaitStatus(rp.Num), nil
+}
+
+// Dead reports whether p is killed within the timeout.
+func (p *Proc) Dead(timeout time.Duration) bool {
+	ws, err := p.wait(timeout)
+	return err == nil && ws.Signaled() && ws.Signal() == unix.SIGKILL
+}
+
+// Alive reports whether p has not ended: a zombie is dead.
+func (p *Proc) Alive() bool {
+	if p.reaped {
+		return false
+	}
+	st, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.HostPID))
+	if err != nil {
+		return false
+	}
+	_, after, ok := strings.Cut(string(st), ") ")
+	return ok && after[0] != 'Z' && after[0] != 'X'
+}
+
+// errGone says that a puppet ended instead of answering.
+var errGone = errors.New("the process is gone")
+
+func (p *Proc) do(rq request, fds ...int) (reply, []int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var rp reply
+	if p.ctl < 0 {
+		return rp, nil, errGone
+	}
+	b, err := json.Marshal(rq)
+	if err != nil {
+		return rp, nil, err
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	if err := unix.Sendmsg(p.ctl, b, oob, nil, unix.MSG_NOSIGNAL); err != nil {
+		return rp, nil, fmt.Errorf("%w: %v", errGone, err)
+	}
+	buf := make([]byte, maxControl)
+	wait := 20*time.Second + rq.Wait
+	if rq.Op == "run" {
+		wait = 5 * time.Minute
+	}
+	n, got, _, err := recvmsg(p.ctl, buf, wait)
+	if err != nil {
+		return rp, nil, fmt.Errorf("%s in process %d: %w", rq.Op, p.HostPID, err)
+	}
+	if n == 0 {
+		return rp, nil, errGone
+	}
+	if err := json.Unmarshal(buf[:n], &rp); err != nil {
+		return rp, nil, err
+	}
+	switch {
+	case rp.Errno != 0:
+		return rp, got, unix.Errno(rp.Errno)
+	case rp.Err != "":
+		return rp, got, errors.New(rp.Err)
+	}
+	return rp, got, nil
+}
+
+func (p *Proc) must(rq request, fds ...int) (reply, []int) {
+	p.t.Helper()
+	rp, got, err := p.do(rq, fds...)
+	if err != nil {
+		p.t.Fatalf("%s %s: %v", rq.Op, rq.Path, err)
+	}
+	return rp, got
+}
+
+// Run calls a function registered by Inside in p and stores its result.
+func (p *Proc) Run(name string, args, result any) error {
+	b, err := json.Marshal(args)
+	if err != nil {
+		return err
+	}
+	rp, _, err := p.do(request{Op: "run", Path: name, Args: b})
+	if err != nil {
+		return err
+	}
+	if result == nil {
+		return nil
+	}
+	return json.Unmarshal(rp.Result, result)
+}
+
+// Exec runs a program as p's child, for at most 10 seconds, and returns its
+// output and exit code. as may be nil.
+func (p *Proc) Exec(as *Cred, argv ...string) (string, int) {
+	p.t.Helper()
+	rp, _ := p.must(request{Op: "exec", Argv: argv, Cred: as, Wait: 10 * time.Second})
+	return string(rp.Data), rp.Num
+}
+
+// Socket makes an AF_UNIX socket of the type in p.
+func (p *Proc) Socket(typ int) int {
+	p.t.Helper()
+	rp, _ := p.must(request{Op: "socket", Num: typ})
+	return rp.Num
+}
+
+// Socketpair makes an unnamed pair of the type in p.
+func (p *Proc) Socketpair(typ int) (int, int) {
+	p.t.Helper()
+	rp, _ := p.must(request{Op: "socketpair", Num: typ})
+	return rp.FDs[0], rp.FDs[1]
+}
+
+// Connect, Bind, Listen and Accept are the system calls, on paths ("@name" is
+// an abstract one).
+func (p *Proc) Connect(fd int, path string) error {
+	_, _, err := p.do(request{Op: "connect", FD: fd, Path: path})
+	return err
+}
+
+// Bind gives the socket a name.
+func (p *Proc) Bind(fd int, path string) {
+	p.t.Helper()
+	p.must(request{Op: "bind", FD: fd, Path: path})
+}
+
+// Listen makes the socket accept connections.
+func (p *Proc) Listen(fd int) {
+	p.t.Helper()
+	p.must(request{Op: "listen", FD: fd})
+}
+
+// Accept takes a connection that is already there.
+func (p *Proc) Accept(fd int) int {
+	p.t.Helper()
+	rp, _ := p.must(request{Op: "accept", FD: fd})
+	return rp.Num
+}
+
+// PassCred sets SO_PASSCRED.
+func (p *Proc) PassCred(fd int) {
+	p.t.Helper()
+	p.must(request{Op: "passcred", FD: fd})
+}
+
+// Send writes one message with an explicit credential (nil: the kernel fills
+// in p's own) and files.
+func (p *Proc) Send(fd int, data []byte, cred *Cred, fds ...int) error {
+	_, _, err := p.do(request{Op: "send", FD: fd, Data: data, Cred: cred, FDs: fds})
+	return err
+}
+
+// Datagram is what Recv got. Cred is by the numbers of the receiver's
+// namespaces.
+type Datagram struct {
+	Data []byte
+	Cred *Cred
+	FDs  []int
+}
+
+// Recv reads one message or as much of a stream as there is; the error is
+// unix.ETIMEDOUT if nothing comes.
+func (p *Proc) Recv(fd int, wait time.Duration) (Datagram, error) {
+	rp, _, err := p.do(request{Op: "recv", FD: fd, Num: 64 << 10, Wait: wait})
+	return Datagram{Data: rp.Data, Cred: rp.Cred, FDs: rp.FDs}, err
+}
+
+// Close closes a file in p.
+func (p *Proc) Close(fd int) {
+	p.t.Helper()
+	p.must(request{Op: "close", FD: fd})
+}
+
+// PidFD opens a pidfd in p for a pid of p's namespace.
+func (p *Proc) PidFD(pid int) int {
+	p.t.Helper()
+	rp, _ := p.must(request{Op: "pidfd", Num: pid})
+	return rp.Num
+}
+
+// Give passes one of p's open files to q and returns its number there.
+func (p *Proc) Give(fd int, q *Proc) int {
+	p.t.Helper()
+	_, fds := p.must(request{Op: "export", FDs: []int{fd}})
+	if len(fds) != 1 {
+		p.t.Fatalf("export: %d files", len(fds))
+	}
+	defer unix.Close(fds[0])
+	rp, _ := q.must(request{Op: "import"}, fds[0])
+	return rp.FDs[0]
+}
+
+// Cgroups returns where p is: the path in each hierarchy, by the hierarchy's
+// name.
+func (p *Proc) Cgroups() map[string]string { return CgroupsOf(p.HostPID) }
+
+// CgroupsOf returns where a process is, or nil if it is no more.
+func CgroupsOf(pid int) map[string]string {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+	if err != nil {
+		return nil
+	}
+	m := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) != 3 {
+			continue
+		}
+		name := f[1]
+		if name == "" {
+			name = unified
+		}
+		m[name] = f[2]
+	}
+	return m
+}
+
+var ignoreSIGPIPE = sync.OnceFunc(func() { signal.Ignore(unix.SIGPIPE) })
