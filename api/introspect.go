@@ -1,0 +1,57 @@
+package api
+
+import "strings"
+
+const introspectHead = `<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
+"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
+`
+
+// Introspect returns the introspection XML of the object at path, and false
+// if there is no such object: one exists at ObjectPath and at each path above
+// it (D-Bus specification, "Introspection Data Format").
+func Introspect(path string) (string, bool) {
+	var b strings.Builder
+	b.WriteString(introspectHead)
+	if path == ObjectPath {
+		b.WriteString("<node name=\"" + ObjectPath + "\">\n")
+		for _, i := range Interfaces() {
+			i.writeXML(&b)
+		}
+		b.WriteString("</node>\n")
+		return b.String(), true
+	}
+	rest, ok := strings.CutPrefix(ObjectPath, strings.TrimSuffix(path, "/")+"/")
+	if !ok || path != "/" && strings.HasSuffix(path, "/") {
+		return "", false
+	}
+	child, _, _ := strings.Cut(rest, "/")
+	b.WriteString("<node>\n  <node name=\"" + child + "\"/>\n</node>\n")
+	return b.String(), true
+}
+
+func (i *Interface) writeXML(b *strings.Builder) {
+	b.WriteString("  <interface name=\"" + i.Name + "\">\n")
+	for _, m := range i.Methods {
+		if m.Overload {
+			continue
+		}
+		if len(m.In)+len(m.Out) == 0 {
+			b.WriteString("    <method name=\"" + m.Name + "\"/>\n")
+			continue
+		}
+		b.WriteString("    <method name=\"" + m.Name + "\">\n")
+		writeArgs(b, m.In, "in")
+		writeArgs(b, m.Out, "out")
+		b.WriteString("    </method>\n")
+	}
+	for _, p := range i.Properties {
+		b.WriteString("    <property name=\"" + p.Name + "\" type=\"" + p.Type + "\" access=\"read\"/>\n")
+	}
+	b.WriteString("  </interface>\n")
+}
+
+func writeArgs(b *strings.Builder, args []Arg, direction string) {
+	for _, a := range args {
+		b.WriteString("      <arg name=\"" + a.Name + "\" type=\"" + a.Type + "\" direction=\"" + direction + "\"/>\n")
+	}
+}
