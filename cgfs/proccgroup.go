@@ -1,0 +1,61 @@
+package cgfs
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+)
+
+// ProcCgroup is the content of a /proc/PID/cgroup (cgroups(7)).
+type ProcCgroup []byte
+
+// Path returns the path in h as the kernel gave it, from the root of h as the
+// daemon sees it. " (deleted)" is never cut off: a cgroup's name may end so.
+// It reports false if there is no line for h, or the last line was cut short,
+// or the cgroup is outside the daemon's cgroup namespace ("/..").
+func (p ProcCgroup) Path(h *Hierarchy) (string, bool) {
+	for len(p) > 0 {
+		line, rest, ok := bytes.Cut(p, []byte{'\n'})
+		if !ok {
+			return "", false // cut short it would be the path of an ancestor
+		}
+		p = rest
+		id, line, _ := bytes.Cut(line, []byte{':'})
+		if string(id) != h.id {
+			continue
+		}
+		// No controller and no hierarchy's name has a colon in it
+		// (cgroup1_parse_param in the kernel's cgroup-v1.c).
+		_, path, ok := bytes.Cut(line, []byte{':'})
+		if !ok || len(path) == 0 || path[0] != '/' ||
+			bytes.Equal(path, []byte("/..")) || bytes.HasPrefix(path, []byte("/../")) {
+			return "", false
+		}
+		return string(path), true
+	}
+	return "", false
+}
+
+// attached is a hierarchy that exists in the kernel, mounted or not.
+type attached struct {
+	id     string
+	tokens []string // controllers, and name=X
+}
+
+// parseAttached reads the hierarchies off a /proc/PID/cgroup. That of version
+// 2, once it has been mounted, is the one with id 0 and no tokens.
+func parseAttached(data string) ([]attached, error) {
+	var as []attached
+	for line := range strings.Lines(data) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) != 3 || f[0] == "" {
+			return nil, fmt.Errorf("cgroup line %q: malformed", line)
+		}
+		a := attached{id: f[0]}
+		if f[1] != "" {
+			a.tokens = strings.Split(f[1], ",")
+		}
+		as = append(as, a)
+	}
+	return as, nil
+}

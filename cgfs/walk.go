@@ -1,0 +1,73 @@
+package cgfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+)
+
+// Bounds of a walk. Somebody else may have made the tree.
+const (
+	maxWalkDepth = 128 // each level holds a descriptor
+	maxWalkCount = 1 << 17
+)
+
+// Walk calls f for every cgroup below d and then for d itself, children before
+// their parents. It holds handles, so that f always gets what was found there,
+// and passes over cgroups that vanish meanwhile. f must not close what it gets.
+// It ends at f's first error, or with an error wrapping ErrTooBig at a tree
+// that is too deep or too large.
+func (d *Dir) Walk(f func(*Dir) error) error {
+	count := 0
+	return d.walk(f, nil, 0, &count)
+}
+
+// RemoveTree removes the child called name with everything below. before, if
+// it is not nil, is called for each cgroup just before it goes. The kernel
+// refuses with EBUSY where there are tasks left; what went before is gone.
+func (d *Dir) RemoveTree(name string, before func(*Dir) error) error {
+	top, err := d.Open(name)
+	if err != nil {
+		return err
+	}
+	defer top.Close()
+	if before == nil {
+		before = func(*Dir) error { return nil }
+	}
+	count := 0
+	if err := top.walk(before, (*Dir).Rmdir, 0, &count); err != nil {
+		return err
+	}
+	return d.Rmdir(name)
+}
+
+// walk calls after for each child of d once it has been walked.
+func (d *Dir) walk(f func(*Dir) error, after func(parent *Dir, name string) error, depth int, count *int) error {
+	if *count++; depth > maxWalkDepth || *count > maxWalkCount {
+		return fmt.Errorf("walk: %w: too many cgroups or levels", ErrTooBig)
+	}
+	names, err := d.entries(unix.DT_DIR)
+	if err != nil {
+		return gone(err)
+	}
+	for _, name := range names {
+		c, err := d.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = c.walk(f, after, depth+1, count)
+		_ = c.Close()
+		if err == nil && after != nil {
+			err = gone(after(d, name))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return f(d)
+}
