@@ -1,0 +1,157 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"cgmanager/test/harness"
+)
+
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "in" {
+		fmt.Fprintln(os.Stderr, "in:", enterAndExec(os.Args[1:]))
+		os.Exit(125)
+	}
+	harness.Main(m)
+}
+
+// enterAndExec is the program "in CGROUP UID COMMAND…" of the scripts: it moves
+// itself, as root, to the cgroup of the script's tree in every hierarchy,
+// becomes UID and executes the command.
+func enterAndExec(args []string) error {
+	if len(args) < 3 {
+		return errors.New("want CGROUP UID COMMAND")
+	}
+	id, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	for _, h := range harness.Hierarchies() {
+		procs := filepath.Join(h.Mount, os.Getenv("TREE"), args[0], "cgroup.procs")
+		if err := os.WriteFile(procs, []byte("0"), 0); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(id), syscall.Setuid(id)); err != nil {
+		return err
+	}
+	path, err := exec.LookPath(args[2])
+	if err != nil {
+		return err
+	}
+	return syscall.Exec(path, args[2:], os.Environ())
+}
+
+// scriptCommands are what the scripts have besides testscript's own commands.
+var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
+	// exits CODE COMMAND…: the command ends with just this code.
+	"exits": func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) < 2 {
+			ts.Fatalf("usage: exits CODE COMMAND…")
+		}
+		code := 0
+		if err := ts.Exec(args[1], args[2:]...); err != nil {
+			e, ok := errors.AsType[*exec.ExitError](err)
+			if !ok {
+				ts.Fatalf("%v", err)
+			}
+			code = e.ExitCode()
+		}
+		if strconv.Itoa(code) != args[0] {
+			ts.Fatalf("exit code %d, want %s", code, args[0])
+		}
+	},
+	// gone CGROUP: the cgroup is in no hierarchy any more, or soon will be:
+	// the daemon removes it once the kernel says that it is empty.
+	"gone": func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 1 {
+			ts.Fatalf("usage: gone CGROUP")
+		}
+		deadline := time.Now().Add(5 * time.Second)
+		for _, h := range harness.Hierarchies() {
+			dir := filepath.Join(h.Mount, ts.Getenv("TREE"), args[0])
+			for {
+				_, err := os.Stat(dir)
+				if errors.Is(err, fs.ErrNotExist) {
+					break
+				}
+				if time.Now().After(deadline) {
+					ts.Fatalf("%s is still there (%v)", dir, err)
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+	},
+	// capture NAME: sets the variable to the last standard output.
+	"capture": func(ts *testscript.TestScript, neg bool, args []string) {
+		if neg || len(args) != 1 {
+			ts.Fatalf("usage: capture NAME")
+		}
+		ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
+	},
+}
+
+// TestScripts runs the scripts that need no daemon.
+func TestScripts(t *testing.T) {
+	dir := filepath.Dir(harness.Binary(t, "cgm"))
+	testscript.Run(t, testscript.Params{
+		Dir:  "testdata/plain",
+		Cmds: scriptCommands,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+			return nil
+		},
+	})
+}
+
+// TestKernelScripts runs the scripts that need a daemon. Each has a tree of
+// cgroups of its own: box, owned by root, and home, owned by uid 1000.
+func TestKernelScripts(t *testing.T) {
+	harness.Require(t, "root", "v1", "v2", "userns")
+	files, err := filepath.Glob("testdata/daemon/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	daemon := harness.StartDaemon(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	if err := os.Symlink(self, filepath.Join(bin, "in")); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Dir(harness.Binary(t, "cgm")) + ":" + bin + ":" + os.Getenv("PATH")
+	memory := harness.Find(t, "memory")
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			tree := harness.NewTree(t)
+			tree.Make("box", 0, 0)
+			tree.Make("home", 1000, 1000)
+			testscript.Run(t, testscript.Params{
+				Files: []string{file},
+				Cmds:  scriptCommands,
+				Setup: func(env *testscript.Env) error {
+					env.Setenv("PATH", path)
+					env.Setenv("TREE", tree.Base)
+					env.Setenv("CGMANAGER_ADDRESS", "unix:path="+daemon.Sock)
+					env.Setenv("SOCK", daemon.Sock)
+					env.Setenv("MEMORY", memory.Mount+tree.Base)
+					env.Setenv("ESC", "\x1b")
+					return nil
+				},
+			})
+		})
+	}
+}
