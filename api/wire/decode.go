@@ -1,0 +1,152 @@
+package wire
+
+import (
+	"strings"
+	"unicode/utf8"
+)
+
+// Decoder reads a message's body, whose types the caller knows from its
+// signature. The strings that it returns are parts of the body that it was
+// given. After the first failure every method returns zero values.
+type Decoder struct {
+	body string
+	off  int
+	big  bool
+	err  error
+}
+
+// NewDecoder returns a Decoder of body.
+func NewDecoder(body string, bigEndian bool) Decoder {
+	return Decoder{body: body, big: bigEndian}
+}
+
+// Close reports the first failure, which wraps ErrMalformed; a body that was
+// not read to its end is one.
+func (d *Decoder) Close() error {
+	if d.err == nil && d.off != len(d.body) {
+		d.err = malformed("bytes behind the last argument")
+	}
+	return d.err
+}
+
+func (d *Decoder) fail(why string) {
+	if d.err == nil {
+		d.err = malformed(why)
+	}
+}
+
+// pad moves to the next multiple of n.
+func (d *Decoder) pad(n int) {
+	end := align(d.off, n)
+	if end > len(d.body) {
+		d.fail("truncated value")
+		return
+	}
+	for ; d.off < end; d.off++ {
+		if d.body[d.off] != 0 {
+			d.fail("padding is not zero")
+			return
+		}
+	}
+}
+
+// Uint32 reads a u, i or h.
+func (d *Decoder) Uint32() uint32 {
+	d.pad(4)
+	if d.err != nil || len(d.body)-d.off < 4 {
+		d.fail("truncated value")
+		return 0
+	}
+	s := d.body[d.off:]
+	d.off += 4
+	if d.big {
+		return uint32(s[3]) | uint32(s[2])<<8 | uint32(s[1])<<16 | uint32(s[0])<<24
+	}
+	return uint32(s[0]) | uint32(s[1])<<8 | uint32(s[2])<<16 | uint32(s[3])<<24
+}
+
+// String reads an s.
+func (d *Decoder) String() string {
+	n := d.Uint32()
+	if d.err != nil || uint64(n) >= uint64(len(d.body)-d.off) {
+		d.fail("truncated string")
+		return ""
+	}
+	s := d.body[d.off : d.off+int(n)]
+	d.off += int(n)
+	if d.body[d.off] != 0 || !ValidString(s) {
+		d.fail("a string must be UTF-8 without NUL and end in one")
+		return ""
+	}
+	d.off++
+	return s
+}
+
+// ValidString reports whether s may be a D-Bus string: UTF-8 without NUL.
+func ValidString(s string) bool {
+	return strings.IndexByte(s, 0) < 0 && utf8.ValidString(s)
+}
+
+// array reads the length of an array whose elements have the given alignment
+// and returns where it ends.
+func (d *Decoder) array(alignment int) int {
+	n := d.Uint32()
+	d.pad(alignment)
+	if d.err != nil || uint64(n) > uint64(len(d.body)-d.off) {
+		d.fail("truncated array")
+		return d.off
+	}
+	return d.off + int(n)
+}
+
+// Strings reads an as.
+func (d *Decoder) Strings() []string {
+	var list []string
+	end := d.array(4)
+	for d.err == nil && d.off < end {
+		list = append(list, d.String())
+	}
+	if d.off != end {
+		d.fail("array of a wrong length")
+	}
+	if d.err != nil {
+		return nil
+	}
+	return list
+}
+
+// Dict reads an a{ss}. twice is a key that occurs more than once, which the
+// specification leaves without a meaning.
+func (d *Decoder) Dict() (dict map[string]string, twice string, dup bool) {
+	end := d.array(8)
+	dict = map[string]string{}
+	for d.err == nil && d.off < end {
+		d.pad(8)
+		k, v := d.String(), d.String()
+		if _, ok := dict[k]; ok && d.err == nil {
+			twice, dup = k, true
+		}
+		dict[k] = v
+	}
+	if d.off != end {
+		d.fail("array of a wrong length")
+	}
+	if d.err != nil {
+		return nil, "", false
+	}
+	return dict, twice, dup
+}
+
+// Skip checks whatever values of the signature sig come next and leaves them
+// out.
+func (d *Decoder) Skip(sig string) {
+	if d.err != nil {
+		return
+	}
+	off, err := skip([]byte(d.body), d.off, []byte(sig), d.big, 0)
+	if err != nil {
+		d.err = err
+		return
+	}
+	d.off = off
+}
