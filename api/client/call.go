@@ -7,12 +7,13 @@ import (
 	"strings"
 
 	"github.com/godbus/dbus/v5"
+
+	"cgmanager/api"
 )
 
 const (
-	objectPath = dbus.ObjectPath("/org/linuxcontainers/cgmanager")
-	interface0 = "org.linuxcontainers.cgmanager0_0"
-	interface1 = "org.linuxcontainers.CGManager1"
+	interface0 = api.Interface0
+	interface1 = api.Interface1
 	properties = "org.freedesktop.DBus.Properties"
 )
 

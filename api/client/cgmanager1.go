@@ -10,6 +10,12 @@ import (
 // relative to the caller's own cgroup, "" is that cgroup itself; numbers are
 // those of the caller's namespaces.
 
+// Version returns the daemon's version, the property Version.
+func (c *Client) Version(ctx context.Context) (version string, err error) {
+	err = c.call(ctx, properties, "Get", []any{&version}, interface1, "Version")
+	return version, err
+}
+
 // ListControllers returns the host's controllers.
 func (c *Client) ListControllers(ctx context.Context) (controllers []string, err error) {
 	err = c.call(ctx, interface1, "ListControllers", []any{&controllers})

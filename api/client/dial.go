@@ -12,6 +12,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
 )
 
 // AddressVariable is the environment variable that names the daemon's address:
@@ -92,7 +94,7 @@ func DialAddress(ctx context.Context, addresses ...string) (*Client, error) {
 		if err := login(ctx, conn); err != nil {
 			return nil, fmt.Errorf("log in to cgmanager at %s: %w", address, err)
 		}
-		return &Client{conn: conn, obj: conn.Object("", objectPath), address: address}, nil
+		return &Client{conn: conn, obj: conn.Object("", api.ObjectPath), address: address}, nil
 	}
 	return nil, &UnreachableError{Tried: tried}
 }

@@ -20,6 +20,7 @@ type status struct {
 	// outside of the caller's pid namespace.
 	PID        int32              `json:"pid"`
 	UID        uint32             `json:"uid"`
+	Version    string             `json:"version"`
 	APIVersion int32              `json:"api_version"`
 	Cgroups    []controllerStatus `json:"cgroups"`
 }
@@ -38,8 +39,8 @@ func (o *options) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show which daemon answers, and the caller's own cgroups",
-		Long: `status shows the daemon's address, process and api version, its controllers, and
-the caller's own cgroup in the hierarchy of each.`,
+		Long: `status shows the daemon's address, process, version and api version, its
+controllers, and the caller's own cgroup in the hierarchy of each.`,
 		GroupID:               groupCgroups,
 		Args:                  positional(between(0, 0)),
 		DisableFlagsInUseLine: true,
@@ -64,6 +65,9 @@ func getStatus(ctx context.Context, c *client.Client) (*status, error) {
 	s := &status{Address: c.Address()}
 	var err error
 	if s.PID, s.UID, _, err = c.Daemon(); err != nil {
+		return nil, err
+	}
+	if s.Version, err = c.Version(ctx); err != nil {
 		return nil, err
 	}
 	if s.APIVersion, err = c.APIVersion0(ctx); err != nil {
@@ -93,8 +97,8 @@ func (s *status) print(w io.Writer) error {
 		daemon = "outside of this pid namespace"
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "address\t%s\ndaemon\t%s\napi version\t%d\n\nCONTROLLER\tOWN CGROUP\n",
-		escape(s.Address), daemon, s.APIVersion)
+	fmt.Fprintf(t, "address\t%s\ndaemon\t%s\nversion\t%s\napi version\t%d\n\nCONTROLLER\tOWN CGROUP\n",
+		escape(s.Address), daemon, escape(s.Version), s.APIVersion)
 	for _, c := range s.Cgroups {
 		cgroup := c.Cgroup
 		if c.Error != "" {
