@@ -84,7 +84,7 @@ func access(r Requestor, o Object, want Access) Decision {
 		return deny(clause, reason)
 	}
 	switch {
-	case r.UID == NoID || o.UID == NoID || o.GID == NoID || want == 0:
+	case r.UID == NoID || r.GID == NoID || o.UID == NoID || o.GID == NoID || want == 0:
 		return deny("1 unknown", "whose it is is not known")
 	case r.rootOver(o):
 		return allow("1 root")
@@ -92,10 +92,11 @@ func access(r Requestor, o Object, want Access) Decision {
 		return granted(6, "1 owner", "its mode does not let the owner")
 	case r.inGroup(o):
 		return granted(3, "1 group", "its mode does not let the group")
-	case r.SameUserNS || r.UIDs.Mapped(o.UID):
+	// One whose group it is by an id that is not mapped is not one of the others.
+	case r.UIDs.Mapped(o.UID) && o.GID != r.GID:
 		return granted(0, "1 others", "you do not own it and are not root in your user namespace")
 	}
-	return deny("1 unmapped", "its owner is not mapped in your user namespace")
+	return deny("1 unmapped", "its owner or group is not mapped in your user namespace")
 }
 
 // OverTask answers clause 2: has r, whose own cgroup is own, privilege over t?
@@ -238,12 +239,9 @@ func Remove(r Requestor, parent Place, target string) Decision {
 		return deny("7 unknown", "where the cgroup lies is not known")
 	}
 	d := Over(r, parent, parent.Dir, Write|Search)
-	if !d.allowed {
-		return d.in("7")
-	}
 	// Below a directory with the sticky bit each removes only its own (inode(7)).
 	// Whose the cgroup is is not among the facts: only the directory's owner.
-	if parent.Dir.Mode&modeSticky != 0 && !r.owns(parent.Dir) && !r.rootOver(parent.Dir) {
+	if d.allowed && parent.Dir.Mode&modeSticky != 0 && !r.owns(parent.Dir) && !r.rootOver(parent.Dir) {
 		return deny("7 sticky", "the directory above it is sticky and not yours")
 	}
 	return d.in("7")
