@@ -1,0 +1,166 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+func TestAddresses(t *testing.T) {
+	t.Setenv(AddressVariable, "")
+	want := []string{
+		"unix:path=/sys/fs/cgroup/manager",
+		"unix:path=/sys/fs/cgroup/cgmanager/sock",
+		"unix:path=/run/cgmanager/sock",
+	}
+	if got := Addresses(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	t.Setenv(AddressVariable, "/tmp/sock")
+	if got := Addresses(); !slices.Equal(got, []string{"/tmp/sock"}) {
+		t.Errorf("with %s: got %q", AddressVariable, got)
+	}
+}
+
+func TestParseAddress(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"unix:path=/a", "unix:path=/a"},
+		{"unix:abstract=x;unix:path=/a", "unix:abstract=x;unix:path=/a"},
+		{"/a", "unix:path=/a"},
+		{"/a,b;c=d", "unix:path=/a%2cb%3bc%3dd"},
+		{"", ""},
+		{"a", ""},
+		{"tcp:host=localhost,port=1", ""},
+		{"unixexec:path=/bin/sh", ""},
+		{"unix:path=/a;unixexec:path=/bin/sh", ""},
+		{"unix:path=/a;", ""},
+	} {
+		got, err := parseAddress(c.in)
+		if got != c.want || (err == nil) != (c.want != "") {
+			t.Errorf("parseAddress(%q) = %q, %v; want %q", c.in, got, err, c.want)
+		}
+	}
+}
+
+func TestUnreachable(t *testing.T) {
+	dir := t.TempDir()
+	stale := filepath.Join(dir, "stale")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+
+	_, err = DialAddress(t.Context(), filepath.Join(dir, "none"), stale)
+	unreachable, ok := errors.AsType[*UnreachableError](err)
+	if !ok {
+		t.Fatalf("got %v, want an UnreachableError", err)
+	}
+	if len(unreachable.Tried) != 2 || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("tried %q", unreachable.Tried)
+	}
+	for _, want := range []string{dir + "/none: no such file or directory", stale + ": connection refused"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in %q", want, err)
+		}
+	}
+	if unreachable.Hint() == "" {
+		t.Error("no hint")
+	}
+}
+
+// listen serves each connection with handle, in a goroutine of its own.
+func listen(t *testing.T, handle func(net.Conn)) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() {
+		l.Close()
+		<-done
+	})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go handle(c)
+		}
+	}()
+	return path
+}
+
+// A daemon that takes the connection and never answers does not hold the
+// client beyond its deadline.
+func TestDeadline(t *testing.T) {
+	held := make(chan net.Conn, 1)
+	path := listen(t, func(c net.Conn) { held <- c })
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	_, err := DialAddress(ctx, path)
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
+	}
+	if d := time.Since(start); d > 5*time.Second {
+		t.Errorf("it took %v", d)
+	}
+	(<-held).Close()
+}
+
+// One that closes at once is an error that names the address.
+func TestClosedAtOnce(t *testing.T) {
+	path := listen(t, func(c net.Conn) { c.Close() })
+	_, err := DialAddress(t.Context(), path)
+	if err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCallError(t *testing.T) {
+	const notFound = "org.freedesktop.DBus.Error.FileNotFound"
+	for _, c := range []struct {
+		name             string
+		err              error
+		text, hint, dbus string
+	}{
+		{"plain", dbus.Error{Name: notFound, Body: []any{"no cgroup \"a\""}}, `no cgroup "a"`, "", notFound},
+		{"hint", dbus.Error{Name: notFound, Body: []any{"no cgroup (hint: make one)"}}, "no cgroup", "make one", notFound},
+		{"no hint", dbus.Error{Name: notFound, Body: []any{"a (hint: b) c"}}, "a (hint: b) c", "", notFound},
+		{"no text", dbus.Error{Name: notFound}, notFound, "", notFound},
+		{"no string", dbus.Error{Name: notFound, Body: []any{int32(1)}}, notFound, "", notFound},
+		{"closed", dbus.ErrClosed, "Create: the daemon closed the connection", "", ""},
+		{"late", context.DeadlineExceeded, "Create: no reply in time", "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			err := callError("Create", c.err)
+			if err.Error() != c.text {
+				t.Errorf("text %q, want %q", err, c.text)
+			}
+			refusal, ok := errors.AsType[*Error](err)
+			if ok != (c.dbus != "") {
+				t.Fatalf("a refusal: %v", ok)
+			}
+			if ok && (refusal.Hint() != c.hint || refusal.Name != c.dbus) {
+				t.Errorf("hint %q, name %q", refusal.Hint(), refusal.Name)
+			}
+			if IsNotFound(err) != ok {
+				t.Errorf("IsNotFound: %v", !ok)
+			}
+		})
+	}
+}
