@@ -146,6 +146,9 @@ func (f *File) SetMode(mode uint32) error {
 	return nil
 }
 
+// Fd returns the descriptor, for poll(2). It stays f's.
+func (f *File) Fd() int { return f.fd }
+
 // Close lets go of the handle. A second Close does nothing.
 func (f *File) Close() error {
 	if f.fd < 0 {

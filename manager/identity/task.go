@@ -96,14 +96,15 @@ func TaskOf(pidfd int) (*Task, error) {
 // namespace. It returns ErrGone if the process is reaped or not visible here,
 // and another error if pidfd is none.
 func pidOfFD(pidfd int) (int32, error) {
-	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_PID}
-	if err := unix.IoctlPidfdInfo(pidfd, &info); err == nil && info.Pid != 0 {
-		return int32(info.Pid), nil
-	} else if errors.Is(err, unix.ESRCH) {
+	// No ioctl before it is known to be a pidfd: the descriptor is a
+	// stranger's, and a file system of theirs may serve ioctls too.
+	if err := unix.PidfdSendSignal(pidfd, 0, nil, 0); errors.Is(err, unix.ESRCH) {
 		return 0, ErrGone
+	} else if err != nil {
+		return 0, errors.New("not a pidfd")
 	}
-	// Before Linux 6.13: the fdinfo names it, 0 if it is not visible here, -1
-	// once it is reaped (pidfd_open(2)).
+	// The fdinfo names the pid, 0 if it is not visible here, -1 once it is
+	// reaped (pidfd_open(2)).
 	fd, err := unix.Open("/proc/self/fdinfo/"+strconv.Itoa(pidfd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("open fdinfo: %w", err)
@@ -255,4 +256,30 @@ func (t *Task) member(tid int32) (Member, error) {
 		return Member{}, err
 	}
 	return Member{TID: tid, UIDs: [3]uint32(st.UIDs[:3]), Cgroups: cg}, nil
+}
+
+// ParentCgroups reads the cgroups of the process's parent, in which it was
+// born.
+func (t *Task) ParentCgroups() (cgfs.ProcCgroup, error) {
+	b, err := t.read("status")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(b)) {
+		v, ok := strings.CutPrefix(line, "PPid:")
+		if !ok {
+			continue
+		}
+		ppid, err := strconv.ParseInt(strings.TrimSpace(v), 10, 32)
+		if err != nil || ppid <= 0 {
+			return nil, errMalformed
+		}
+		p, err := Open(int32(ppid), -1)
+		if err != nil {
+			return nil, err
+		}
+		defer p.Close()
+		return p.Cgroups(nil)
+	}
+	return nil, errMalformed
 }

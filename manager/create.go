@@ -1,0 +1,160 @@
+package manager
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/cgfs"
+	"cgmanager/privcheck"
+)
+
+func quote(s string) string { return strconv.Quote(s) }
+
+// Create implements api.CGManager1.
+func (m *Manager) Create(rq *api.Request, name string, controllers []string, values map[string]string) (bool, error) {
+	c, err := m.begin("Create", rq)
+	if err != nil {
+		return false, err
+	}
+	defer c.end()
+	if err := c.checkName(name); err != nil {
+		return false, err
+	}
+	hs := c.unnamed()
+	if len(controllers) > 0 {
+		if hs, err = c.hierarchies(controllers); err != nil {
+			return false, err
+		}
+	}
+	set, err := c.parse(name, values)
+	if err != nil {
+		return false, err
+	}
+	if err := set.onlyIn(hs); err != nil {
+		return false, err
+	}
+	var plans []*creation
+	for _, h := range hs {
+		p, err := c.planCreate(h, join(c.r().own(h), name), in(quote(name), h))
+		if err != nil {
+			return false, err
+		}
+		plans = append(plans, p)
+	}
+	var u undo
+	defer u.run()
+	created := false
+	places := make([]*place, 0, len(plans))
+	for _, p := range plans {
+		p.enable = set.controllers(p.at.h)
+		made, err := c.create(p, &u)
+		if err != nil {
+			return false, err
+		}
+		created = created || made
+		places = append(places, p.at)
+	}
+	if err := c.setValues(set, places, &u); err != nil {
+		return false, err
+	}
+	u.release()
+	return created, nil
+}
+
+// creation is a cgroup that is to be made, all checked: what exists of it, and
+// what is missing.
+type creation struct {
+	at       *place
+	missing  string
+	subject  string
+	decision privcheck.Decision
+	// enable names v2 controllers that the new cgroup needs.
+	enable []string
+}
+
+// planCreate gathers and decides; it changes nothing.
+func (c *call) planCreate(h *cgfs.Hierarchy, path, subject string) (*creation, error) {
+	if c.r().own(h) == "" {
+		return nil, api.Errorf(api.Denied, "%s %s: you have no cgroup in this hierarchy", c.op, subject)
+	}
+	if err := c.confined(h, path, subject); err != nil {
+		return nil, err
+	}
+	if depth(path) > c.m.maxDepth {
+		return nil, api.Errorf(api.Limit, "%s %s: more than %d levels below the hierarchy's root", c.op, subject, c.m.maxDepth)
+	}
+	at, missing, err := c.openDeepest(h, path)
+	if err != nil {
+		return nil, c.kernel(subject, err)
+	}
+	d, err := c.decide(subject, func(p *party) privcheck.Decision {
+		if missing == "" {
+			return privcheck.Over(p.r, at.of(p), at.object(), privcheck.Search)
+		}
+		return privcheck.Create(p.r, at.of(p))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &creation{at: at, missing: missing, subject: subject, decision: d}, nil
+}
+
+// create makes what is missing. Afterwards p.at is the cgroup itself.
+func (c *call) create(p *creation, u *undo) (bool, error) {
+	if !p.decision.Allowed() {
+		return false, api.Errorf(api.Denied, "%s %s: not decided", c.op, p.subject)
+	}
+	if p.missing == "" {
+		return false, nil
+	}
+	r := c.r().r
+	names := strings.Split(p.missing, "/")
+	release, err := c.m.quota.take(c, p.at.h, len(names))
+	if err != nil {
+		return false, err
+	}
+	u.add(release)
+	for i, name := range names {
+		if len(p.enable) > 0 && p.at.h.Version() == cgfs.V2 {
+			// As far as the kernel lets: where a cgroup with tasks of its own
+			// is in the way, the values that need the controller say so.
+			_ = p.at.dir.Enable(p.enable...)
+		}
+		child, err := p.at.dir.Mkdir(name, r.UID, r.GID)
+		if errors.Is(err, unix.EEXIST) && i < len(names)-1 {
+			// Somebody made a parent meanwhile: look again who it belongs to.
+			return false, api.Errorf(api.Busy, "%s %s: a cgroup on the way was made by somebody else just now", c.op, p.subject)
+		}
+		if errors.Is(err, unix.EEXIST) {
+			return false, api.Errorf(api.Exists, "%s %s: it was made by somebody else just now", c.op, p.subject)
+		}
+		if err != nil {
+			return false, c.kernel(p.subject, err)
+		}
+		a, err := child.Attr()
+		above := p.at.dir
+		u.add(func() {
+			if err := above.Rmdir(name); err != nil {
+				c.m.log.WithFields(logrus.Fields{"op": c.op, "target": p.subject}).WithError(err).Error("undo of a creation failed")
+			}
+		})
+		c.close = append(c.close, dirCloser{above})
+		p.at.dir, p.at.path = child, join(p.at.path, name)
+		if err != nil {
+			return false, c.kernel(p.subject, err)
+		}
+		p.at.chain = append(p.at.chain, object(a))
+	}
+	p.missing = ""
+	c.done(p.subject, p.decision)
+	return true, nil
+}
+
+type dirCloser struct{ d *cgfs.Dir }
+
+func (c dirCloser) Close() { _ = c.d.Close() }

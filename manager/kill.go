@@ -1,0 +1,265 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/cgfs"
+	"cgmanager/manager/identity"
+	"cgmanager/privcheck"
+)
+
+// killDeadline bounds how long Kill runs after tasks that fork or do not
+// die.
+const killDeadline = 5 * time.Second
+
+func openTask(pid int32) (*identity.Task, error) {
+	t, err := identity.OpenTask(pid)
+	if errors.Is(err, identity.ErrGone) {
+		return nil, nil
+	}
+	return t, err
+}
+
+// Kill implements api.CGManager1. It freezes what it can, looks at every task,
+// and only if it may kill all of them kills any; then again, until none is
+// left: a task that forked before it was frozen has left a child.
+func (m *Manager) Kill(rq *api.Request, name string) error {
+	c, err := m.begin("Kill", rq)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	places, err := c.existing(name)
+	if err != nil {
+		return err
+	}
+	// The right to look at the cgroup at all, tasks or not.
+	for _, p := range places {
+		if _, err := c.decide(in(quote(name), p.h), func(who *party) privcheck.Decision {
+			return privcheck.Kill(who.r, p.of(who), nil)
+		}); err != nil {
+			return err
+		}
+	}
+	k := &killing{call: c, places: places, subject: quote(name), deadline: time.Now().Add(killDeadline)}
+	return k.run()
+}
+
+type killing struct {
+	*call
+	places   []*place
+	subject  string
+	deadline time.Time
+	decision privcheck.Decision
+	killed   int
+	frozen   []*place // those that this round froze, or found so
+}
+
+func (k *killing) run() error {
+	for {
+		left, err := k.round()
+		if err != nil {
+			return err
+		}
+		if !left {
+			if k.killed > 0 {
+				k.done(k.subject, k.decision)
+			}
+			return nil
+		}
+		if time.Now().After(k.deadline) {
+			return api.Errorf(api.Busy, "Kill %s: tasks are left after %v", k.subject, killDeadline).
+				WithHint("ask again; a task that waits for the kernel dies when the kernel lets it")
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+// round freezes, decides, kills, and thaws. It reports whether there was
+// anything to kill.
+func (k *killing) round() (bool, error) {
+	thaw := k.freeze()
+	died := false
+	defer func() { thaw(died) }()
+	pids, err := k.tasks()
+	if err != nil || len(pids) == 0 {
+		return false, err
+	}
+	var doomed []*victim
+	defer func() {
+		for _, v := range doomed {
+			v.Close()
+		}
+	}()
+	for _, pid := range pids {
+		if pid <= 0 {
+			return false, api.Errorf(api.Denied, "Kill %s: there is a task in it that is not visible", k.subject)
+		}
+		t, err := openTask(pid)
+		if err != nil {
+			return false, k.kernel(k.subject, err)
+		}
+		if t == nil {
+			continue
+		}
+		v := &victim{Task: t, subject: "a task in " + k.subject}
+		doomed = append(doomed, v)
+	}
+	running, err := k.decideAll(doomed)
+	if err != nil {
+		return false, err
+	}
+	if len(running) > 0 {
+		if err := k.stop(running); err != nil {
+			return false, err
+		}
+	}
+	for _, v := range doomed {
+		if err := unix.PidfdSendSignal(v.PidFD(), unix.SIGKILL, nil, 0); err == nil {
+			k.killed++
+			died = true
+		}
+	}
+	return true, nil
+}
+
+// decideAll asks clause 7 for every task in every hierarchy that the request
+// touches. It returns those that could still exec: they are in none of the
+// cgroups that were frozen.
+func (k *killing) decideAll(vs []*victim) (running []*victim, err error) {
+	for _, v := range vs {
+		frozen, err := k.decideOne(v)
+		if errors.Is(err, identity.ErrGone) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !frozen {
+			running = append(running, v)
+		}
+	}
+	return running, nil
+}
+
+func (k *killing) decideOne(v *victim) (frozen bool, err error) {
+	if err := k.gather(v); err != nil {
+		return false, err
+	}
+	for _, p := range k.places {
+		for i := range v.members {
+			at, _ := v.members[i].Cgroups.Path(p.h)
+			inside := privcheck.Below(p.path, at)
+			if inside && slices.Contains(k.frozen, p) {
+				frozen = true
+			}
+			k.decision, err = k.decide(in(v.subject, p.h), func(who *party) privcheck.Decision {
+				return privcheck.All(
+					privcheck.Kill(who.r, p.of(who), nil),
+					privcheck.OverTask(who.r, who.own(p.h), k.task(v, i, p.h, who)),
+				)
+			})
+			if err != nil {
+				return false, err
+			}
+		}
+	}
+	return frozen, nil
+}
+
+// stop stops tasks that no freezer holds, and decides once more: a stopped
+// task cannot exec a program of somebody else.
+func (k *killing) stop(vs []*victim) error {
+	for _, v := range vs {
+		_ = unix.PidfdSendSignal(v.PidFD(), unix.SIGSTOP, nil, 0)
+	}
+	_, err := k.decideAll(vs)
+	if err != nil {
+		for _, v := range vs {
+			_ = unix.PidfdSendSignal(v.PidFD(), unix.SIGCONT, nil, 0)
+		}
+	}
+	return err
+}
+
+// freeze freezes the cgroups where the host can. The returned function takes
+// that back, except that what somebody else had frozen before stays so.
+func (k *killing) freeze() (thaw func(died bool)) {
+	k.frozen = k.frozen[:0]
+	var before []bool
+	for _, p := range k.places {
+		if !p.dir.CanFreeze() {
+			continue
+		}
+		was, err := p.dir.Frozen()
+		if err == nil && !was {
+			ctx, cancel := context.WithTimeout(context.Background(), min(time.Until(k.deadline), time.Second))
+			err = p.dir.Freeze(ctx)
+			cancel()
+		}
+		if err != nil {
+			// Its tasks are stopped one by one instead.
+			k.m.log.WithFields(logrus.Fields{"op": k.op, "target": in(k.subject, p.h)}).WithError(err).Debug("freezing")
+			if !was {
+				k.thaw(p)
+			}
+			continue
+		}
+		k.frozen, before = append(k.frozen, p), append(before, was)
+	}
+	return func(died bool) {
+		for i, p := range k.frozen {
+			if !before[i] {
+				k.thaw(p)
+			} else if died && p.h.Version() == cgfs.V1 {
+				// A task frozen by the v1 freezer does not die; it is given the
+				// time to, and nothing in it runs, because SIGKILL is pending.
+				k.thaw(p)
+				_ = k.awaitEmpty(p)
+				ctx, cancel := context.WithDeadline(context.Background(), k.deadline)
+				err := p.dir.Freeze(ctx)
+				cancel()
+				if err != nil {
+					k.m.log.WithFields(logrus.Fields{"op": k.op, "target": in(k.subject, p.h)}).WithError(err).Debug("freezing again")
+				}
+			}
+		}
+	}
+}
+
+func (k *killing) thaw(p *place) {
+	if err := p.dir.Thaw(); err != nil && !errors.Is(err, unix.ENODEV) {
+		k.m.log.WithFields(logrus.Fields{"op": k.op, "target": in(k.subject, p.h)}).WithError(err).Error("thawing failed")
+	}
+}
+
+func (k *killing) awaitEmpty(p *place) error {
+	for {
+		busy, err := p.dir.Populated()
+		if err != nil || !busy || time.Now().After(k.deadline) {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// tasks returns the union of the processes in the cgroups and below.
+func (k *killing) tasks() ([]int32, error) {
+	var all []int32
+	for _, p := range k.places {
+		pids, err := subtreeProcs(p.dir)
+		if err != nil {
+			return nil, k.kernel(k.subject, err)
+		}
+		all = append(all, pids...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}

@@ -1,0 +1,734 @@
+package manager
+
+import (
+	"errors"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/cgfs"
+	"cgmanager/privcheck"
+)
+
+// The interface cgmanager0_0. Each method names its controllers, in a list or
+// as "all". With more than one hierarchy a refusal in some of them is passed
+// over, as clients of the original rely on, and so is one in which the cgroup
+// does not exist.
+
+// slashes says what a leading "/" of a cgroup's name means to a method.
+type slashes int
+
+const (
+	// relative: nothing; the name is below the requestor's own cgroup.
+	relative slashes = iota
+	// absolute: the hierarchy's root.
+	absolute
+	// forbidden: an error.
+	forbidden
+)
+
+// controllers0 resolves a controller argument.
+func (c *call) controllers0(arg string) ([]*cgfs.Hierarchy, error) {
+	if arg == "all" {
+		return c.m.set.Hierarchies(), nil
+	}
+	names := strings.Split(arg, ",")
+	return c.hierarchies(names)
+}
+
+// controller0 resolves a controller argument that means one hierarchy.
+func (c *call) controller0(arg string) (*cgfs.Hierarchy, error) {
+	hs, err := c.controllers0(arg)
+	if err != nil {
+		return nil, err
+	}
+	if len(hs) != 1 {
+		return nil, api.Errorf(api.Invalid, "%s: one controller at a time, not %q", c.op, arg)
+	}
+	return hs[0], nil
+}
+
+// path0 resolves a cgroup argument to a path from h's root.
+func (c *call) path0(h *cgfs.Hierarchy, arg string, s slashes) (string, error) {
+	from := c.r().own(h)
+	if strings.HasPrefix(arg, "/") {
+		switch s {
+		case relative:
+		case absolute:
+			from = "/"
+		case forbidden:
+			return "", api.Errorf(api.Invalid, "%s %q: the name starts with a slash", c.op, arg)
+		}
+	}
+	if strings.Contains(arg, "..") {
+		return "", api.Errorf(api.Invalid, "%s %q: \"..\" in the name", c.op, arg)
+	}
+	name := strings.Join(slices.DeleteFunc(strings.Split(arg, "/"), func(s string) bool { return s == "" }), "/")
+	if err := c.checkName(name); err != nil {
+		return "", err
+	}
+	if from == "" {
+		return "", api.Errorf(api.Denied, "%s %q: you have no cgroup in %s", c.op, arg, h.Name())
+	}
+	return join(from, name), nil
+}
+
+// open0 opens the cgroup that a method names in one hierarchy.
+func (c *call) open0(controller, cgroup string, s slashes) (*place, string, error) {
+	h, err := c.controller0(controller)
+	if err != nil {
+		return nil, "", err
+	}
+	return c.openIn0(h, cgroup, s)
+}
+
+func (c *call) openIn0(h *cgfs.Hierarchy, cgroup string, s slashes) (*place, string, error) {
+	subject := in(quote(cgroup), h)
+	path, err := c.path0(h, cgroup, s)
+	if err != nil {
+		return nil, subject, err
+	}
+	if err := c.confined(h, path, subject); err != nil {
+		return nil, subject, err
+	}
+	p, err := c.open(h, path)
+	if err != nil {
+		return nil, subject, c.kernel(subject, err)
+	}
+	return p, subject, nil
+}
+
+func isKind(err error, k api.Kind) bool {
+	e, ok := errors.AsType[*api.Error](err)
+	return ok && e.Kind == k
+}
+
+// each runs f for every hierarchy of a list. Refusals, and hierarchies in
+// which the cgroup is missing, are errors only where there is one hierarchy;
+// found reports whether the cgroup exists in any.
+func (c *call) each(controller string, f func(h *cgfs.Hierarchy) error) (found bool, err error) {
+	hs, err := c.controllers0(controller)
+	if err != nil {
+		return false, err
+	}
+	for _, h := range hs {
+		err := f(h)
+		missing := isKind(err, api.NotFound)
+		found = found || !missing
+		if len(hs) > 1 && (missing || isKind(err, api.Denied)) {
+			continue
+		}
+		if err != nil {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+func (c *call) missing0(cgroup string) error {
+	return api.Errorf(api.NotFound, "%s %q: no such cgroup", c.op, cgroup)
+}
+
+// Create0 implements api.CGManager0.
+func (m *Manager) Create0(rq *api.Request, controller, cgroup string) (api.Existed, error) {
+	c, err := m.begin("Create", rq)
+	if err != nil {
+		return 0, err
+	}
+	defer c.end()
+	existed := api.DidNotExist
+	var plans []*creation
+	if _, err := c.each(controller, func(h *cgfs.Hierarchy) error {
+		path, err := c.path0(h, cgroup, relative)
+		if err != nil {
+			return err
+		}
+		p, err := c.planCreate(h, path, in(quote(cgroup), h))
+		if err != nil {
+			return err
+		}
+		if p.missing == "" && path != c.r().own(h) {
+			existed = api.DidExist
+		}
+		plans = append(plans, p)
+		return nil
+	}); err != nil {
+		return 0, err
+	}
+	var u undo
+	defer u.run()
+	for _, p := range plans {
+		p.enable = p.at.h.Controllers()
+		if _, err := c.create(p, &u); isKind(err, api.Exists) {
+			existed = api.DidExist // somebody else was faster
+		} else if err != nil {
+			return 0, err
+		}
+	}
+	u.release()
+	return existed, nil
+}
+
+// Chown0 implements api.CGManager0.
+func (m *Manager) Chown0(rq *api.Request, controller, cgroup string, owner api.Owner) error {
+	c, err := m.begin("Chown", rq)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	found, err := c.each(controller, func(h *cgfs.Hierarchy) error {
+		p, subject, err := c.openIn0(h, cgroup, relative)
+		if err != nil {
+			return err
+		}
+		return c.chown([]*place{p}, subject, owner)
+	})
+	if err == nil && !found {
+		return c.missing0(cgroup)
+	}
+	return err
+}
+
+// Chmod0 implements api.CGManager0.
+func (m *Manager) Chmod0(rq *api.Request, controller, cgroup, file string, mode int32) error {
+	c, err := m.begin("Chmod", rq)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	if file != "" {
+		if err := cgfs.ValidFile(file); err != nil {
+			return api.Errorf(api.Invalid, "Chmod %q: file %q: %v", cgroup, file, err)
+		}
+	}
+	found, err := c.each(controller, func(h *cgfs.Hierarchy) error {
+		p, subject, err := c.openIn0(h, cgroup, relative)
+		if err != nil {
+			return err
+		}
+		return c.chmod([]*place{p}, subject, file, mode)
+	})
+	if err == nil && !found {
+		return c.missing0(cgroup)
+	}
+	return err
+}
+
+// key0 is the name of a control file: one component. The leading slash that
+// lxcfs writes is accepted.
+func (c *call) key0(cgroup, key string) (string, error) {
+	key = strings.TrimPrefix(key, "/")
+	if err := cgfs.ValidFile(key); err != nil {
+		return "", api.Errorf(api.Invalid, "%s %q: key %q: %v", c.op, cgroup, key, err)
+	}
+	return key, nil
+}
+
+// GetValue0 implements api.CGManager0.
+func (m *Manager) GetValue0(rq *api.Request, controller, cgroup, key string) (string, error) {
+	c, err := m.begin("GetValue", rq)
+	if err != nil {
+		return "", err
+	}
+	defer c.end()
+	key, err = c.key0(cgroup, key)
+	if err != nil {
+		return "", err
+	}
+	p, _, err := c.open0(controller, cgroup, absolute)
+	if err != nil {
+		return "", err
+	}
+	key = p.h.FileName(key)
+	switch key {
+	case "tasks", "cgroup.procs", "cgroup.threads":
+		return c.tasksValue([]*place{p}, key)
+	}
+	b, err := c.value(p, key, "key "+quote(key)+" of "+quote(cgroup))
+	return strings.TrimRight(string(b), "\n"), err
+}
+
+// SetValue0 implements api.CGManager0. As in the original, the empty value is
+// accepted and writes nothing.
+func (m *Manager) SetValue0(rq *api.Request, controller, cgroup, key, value string) error {
+	c, err := m.begin("SetValue", rq)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	key, err = c.key0(cgroup, key)
+	if err != nil {
+		return err
+	}
+	p, subject, err := c.open0(controller, cgroup, absolute)
+	if err != nil {
+		return err
+	}
+	w, err := c.planWrite(p, p.h.FileName(key), value, "key "+quote(key)+" of "+subject)
+	if err != nil || value == "" {
+		return err
+	}
+	var u undo
+	return c.write([]*write{w}, &u)
+}
+
+// Remove0 implements api.CGManager0. What is not there counts as removed.
+func (m *Manager) Remove0(rq *api.Request, controller, cgroup string, recursive bool) (api.Existed, error) {
+	c, err := m.begin("Remove", rq)
+	if err != nil {
+		return 0, err
+	}
+	defer c.end()
+	var rs []*removal
+	if _, err := c.each(controller, func(h *cgfs.Hierarchy) error {
+		p, subject, err := c.openIn0(h, cgroup, relative)
+		if isKind(err, api.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r, err := c.planRemove(p, subject)
+		if err != nil {
+			return err
+		}
+		if names, hidden, err := p.dir.Children(); err != nil {
+			return c.kernel(subject, err)
+		} else if !recursive && len(names)+hidden > 0 {
+			return api.Errorf(api.Busy, "%s %s: there are cgroups below it", c.op, subject).
+				WithHint("remove it recursively")
+		}
+		rs = append(rs, r)
+		return nil
+	}); err != nil {
+		return 0, err
+	}
+	if len(rs) == 0 {
+		return api.DidNotExist, nil
+	}
+	if err := c.remove(rs); err != nil {
+		return 0, err
+	}
+	return api.DidExist, nil
+}
+
+// victim0 opens the victim of a cgmanager0_0 call.
+func (m *Manager) victim0(op string, rq *api.Request, v api.Victim) (*call, *victim, error) {
+	c, err := m.begin(op, rq)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := c.victim(v)
+	if err != nil {
+		c.end()
+		return nil, nil, err
+	}
+	return c, t, nil
+}
+
+// GetPidCgroup0 implements api.CGManager0: the answer is relative to the
+// requestor's own cgroup, "/" being that.
+func (m *Manager) GetPidCgroup0(rq *api.Request, controller string, v api.Victim) (string, error) {
+	c, t, err := m.victim0("GetPidCgroup", rq, v)
+	if err != nil {
+		return "", err
+	}
+	defer c.end()
+	h, path, err := c.pidCgroup(controller, t, func(p *party, h *cgfs.Hierarchy) string { return p.own(h) })
+	if err != nil {
+		return "", err
+	}
+	rel := strings.TrimPrefix(strings.TrimPrefix(path, c.r().own(h)), "/")
+	if rel == "" {
+		return "/", nil
+	}
+	return rel, nil
+}
+
+// GetPidCgroupAbs0 implements api.CGManager0: the answer starts with "/",
+// which is the hierarchy's root to a requestor of the host, and to one in a
+// container its own cgroup, or that of the proxy it asks through.
+func (m *Manager) GetPidCgroupAbs0(rq *api.Request, controller string, v api.Victim) (string, error) {
+	c, t, err := m.victim0("GetPidCgroupAbs", rq, v)
+	if err != nil {
+		return "", err
+	}
+	defer c.end()
+	outermost := &c.parties[len(c.parties)-1]
+	from := func(_ *party, h *cgfs.Hierarchy) string {
+		if outermost.r.Outside() {
+			return outermost.own(h)
+		}
+		return "/"
+	}
+	h, path, err := c.pidCgroup(controller, t, from)
+	if err != nil {
+		return "", err
+	}
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(path, from(nil, h)), "/"), nil
+}
+
+func (c *call) pidCgroup(controller string, v *victim, from func(*party, *cgfs.Hierarchy) string) (*cgfs.Hierarchy, string, error) {
+	h, err := c.controller0(controller)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := c.gather(v); err != nil {
+		return nil, "", err
+	}
+	if _, err := c.decide(in(v.subject, h), func(p *party) privcheck.Decision {
+		return privcheck.PidCgroup(p.r, c.task(v, 0, h, p), from(p, h))
+	}); err != nil {
+		return nil, "", err
+	}
+	path, _ := v.members[0].Cgroups.Path(h)
+	return h, path, nil
+}
+
+// MovePid0 implements api.CGManager0.
+func (m *Manager) MovePid0(rq *api.Request, controller, cgroup string, v api.Victim) error {
+	c, t, err := m.victim0("MovePid", rq, v)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	return c.move0(controller, cgroup, t, forbidden, c.confined, c.moveDecision)
+}
+
+// move0 moves v in each hierarchy of a list in which the cgroup exists and
+// every party is entitled; in at least one.
+func (c *call) move0(controller, cgroup string, v *victim, s slashes, confined func(*cgfs.Hierarchy, string, string) error, question moveQuestion) error {
+	hs, err := c.controllers0(controller)
+	if err != nil {
+		return err
+	}
+	if len(hs) > 1 {
+		if err := c.gather(v); err != nil {
+			return err
+		}
+	}
+	var dsts []*place
+	var refusal error
+	found, err := c.each(controller, func(h *cgfs.Hierarchy) error {
+		path, err := c.path0(h, cgroup, s)
+		if err != nil {
+			return err
+		}
+		subject := in(quote(cgroup), h)
+		if err := confined(h, path, subject); err != nil {
+			refusal = err
+			return err
+		}
+		p, err := c.open(h, path)
+		if err != nil {
+			return c.kernel(subject, err)
+		}
+		if len(hs) > 1 { // which of them: move asks again
+			if _, err := question(v, p); err != nil {
+				refusal = err
+				return err
+			}
+		}
+		dsts = append(dsts, p)
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case len(dsts) == 0 && refusal != nil:
+		return refusal
+	case !found:
+		return c.missing0(cgroup)
+	}
+	return c.move(v, dsts, question)
+}
+
+// MovePidAbs0 implements api.CGManager0 (clause 9). Without a proxy it is for
+// the host's root; the cgroup is then counted from the hierarchy's root.
+// Through a proxy it is counted from the proxy's own cgroup.
+func (m *Manager) MovePidAbs0(rq *api.Request, controller, cgroup string, v api.Victim) error {
+	c, t, err := m.victim0("MovePidAbs", rq, v)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	if !strings.HasPrefix(cgroup, "/") {
+		cgroup = "/" + cgroup
+	}
+	if len(c.parties) == 1 || !c.scm {
+		d, err := c.decide(quote(cgroup), func(p *party) privcheck.Decision { return privcheck.Escape(p.r) })
+		if err != nil {
+			return err
+		}
+		anywhere := func(*cgfs.Hierarchy, string, string) error { return nil }
+		return c.move0(controller, cgroup, t, absolute, anywhere, func(*victim, *place) (privcheck.Decision, error) { return d, nil })
+	}
+	return c.escape(controller, cgroup, t)
+}
+
+// escape moves a task for a requestor behind a proxy, up to the proxy's own
+// cgroup and no further: the requestor by clause 9, and the proxy, from whose
+// cgroup the name is counted, must be able to make the move itself.
+func (c *call) escape(controller, cgroup string, v *victim) error {
+	if err := c.gather(v); err != nil { // for the requestor, whom the proxy's call does not know
+		return err
+	}
+	behind := &call{m: c.m, op: c.op, scm: true, parties: c.parties[1:]}
+	defer behind.end()
+	question := func(v *victim, dst *place) (privcheck.Decision, error) {
+		r := c.r()
+		for i := range v.members {
+			if _, err := behind.decide(in(v.subject, dst.h), func(p *party) privcheck.Decision {
+				return privcheck.EscapeTo(r.r, p.r, r.own(dst.h), p.own(dst.h), c.task(v, i, dst.h, r), dst.path, true)
+			}); err != nil {
+				return privcheck.Decision{}, err
+			}
+		}
+		return behind.moveDecision(v, dst)
+	}
+	return behind.move0(controller, cgroup, v, relative, behind.confined, question)
+}
+
+// GetTasks0 implements api.CGManager0.
+func (m *Manager) GetTasks0(rq *api.Request, controller, cgroup string) ([]int32, error) {
+	c, err := m.begin("GetTasks", rq)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	p, subject, err := c.open0(controller, cgroup, absolute)
+	if err != nil {
+		return nil, err
+	}
+	pids, err := c.tasks([]*place{p}, "tasks", subject)
+	if err != nil {
+		return nil, err
+	}
+	return c.pids0(pids), nil
+}
+
+// GetTasksRecursive0 implements api.CGManager0.
+func (m *Manager) GetTasksRecursive0(rq *api.Request, controller, cgroup string) ([]int32, error) {
+	c, err := m.begin("GetTasksRecursive", rq)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	hs, err := c.controllers0(controller)
+	if err != nil {
+		return nil, err
+	}
+	var all []int32
+	_, err = c.each(controller, func(h *cgfs.Hierarchy) error {
+		p, subject, err := c.openIn0(h, cgroup, absolute)
+		if err != nil {
+			return err
+		}
+		pids, err := c.tasksBelow(p, subject)
+		all = append(all, pids...)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(hs) > 1 {
+		slices.Sort(all)
+		all = slices.Compact(all)
+	}
+	return c.pids0(all), nil
+}
+
+// tasksBelow returns the tasks in a cgroup and in those below it that every
+// party may read.
+func (c *call) tasksBelow(p *place, subject string) ([]int32, error) {
+	all, err := c.tasks([]*place{p}, "tasks", subject)
+	if err != nil {
+		return nil, err
+	}
+	names, _, err := p.dir.Children()
+	if err != nil {
+		return nil, c.kernel(subject, err)
+	}
+	for _, name := range names {
+		below, err := c.child(p, name)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		pids, err := c.tasksBelow(below, subject)
+		_ = below.dir.Close()
+		if isKind(err, api.Denied) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, pids...)
+		if len(all) > maxTasks {
+			return nil, api.Errorf(api.Limit, "%s %s: too many tasks", c.op, subject)
+		}
+	}
+	return all, nil
+}
+
+// maxTasks bounds an answer: as int32 it must fit into a message.
+const maxTasks = 15 << 10
+
+// child opens a child of a place. The caller closes its directory.
+func (c *call) child(p *place, name string) (*place, error) {
+	dir, err := p.dir.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	a, err := dir.Attr()
+	if err != nil {
+		_ = dir.Close()
+		return nil, err
+	}
+	return &place{h: p.h, path: join(p.path, name), dir: dir, first: p.first, chain: append(slices.Clip(p.chain), object(a))}, nil
+}
+
+// pids0 are pids as an answer of cgmanager0_0 has them: the requestor's
+// numbers, those that it cannot see left out; in an *Scm call the daemon's.
+func (c *call) pids0(pids []int32) []int32 {
+	if c.scm {
+		return pids
+	}
+	seen, _ := c.translate(pids)
+	out := make([]int32, len(seen))
+	for i, n := range seen {
+		out[i] = int32(n)
+	}
+	return out
+}
+
+// ListChildren0 implements api.CGManager0.
+func (m *Manager) ListChildren0(rq *api.Request, controller, cgroup string) ([]string, error) {
+	c, err := m.begin("ListChildren", rq)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	p, subject, err := c.open0(controller, cgroup, absolute)
+	if err != nil {
+		return nil, err
+	}
+	return c.children(p, subject)
+}
+
+// ListKeys0 implements api.CGManager0.
+func (m *Manager) ListKeys0(rq *api.Request, controller, cgroup string) ([]api.Key, error) {
+	c, err := m.begin("ListKeys", rq)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	p, subject, err := c.open0(controller, cgroup, absolute)
+	if err != nil {
+		return nil, err
+	}
+	return c.keys(p, subject)
+}
+
+// ListControllers0 implements api.CGManager0.
+func (m *Manager) ListControllers0(*api.Request) ([]string, error) {
+	return m.set.Controllers(), nil
+}
+
+// RemoveOnEmpty0 implements api.CGManager0: the cgroup goes once a task has
+// been in it and none is left.
+func (m *Manager) RemoveOnEmpty0(rq *api.Request, controller, cgroup string) error {
+	c, err := m.begin("RemoveOnEmpty", rq)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	found, err := c.each(controller, func(h *cgfs.Hierarchy) error {
+		p, subject, err := c.openIn0(h, cgroup, relative)
+		if err != nil {
+			return err
+		}
+		r, err := c.planRemove(p, subject)
+		if err != nil {
+			return err
+		}
+		return c.mark(r)
+	})
+	if err == nil && !found {
+		return c.missing0(cgroup)
+	}
+	return err
+}
+
+// mark is the one place that sets a RemoveOnEmpty mark.
+func (c *call) mark(r *removal) error {
+	if !r.decision.Allowed() {
+		return api.Errorf(api.Denied, "%s %s: not decided", c.op, r.subject)
+	}
+	if err := c.m.reaper.mark(r.at.dir); err != nil {
+		return c.kernel(r.subject, err)
+	}
+	c.done(r.subject, r.decision)
+	return nil
+}
+
+// Prune0 implements api.CGManager0: what is empty goes at once, the cgroup
+// itself included; what is not is marked.
+func (m *Manager) Prune0(rq *api.Request, controller, cgroup string) error {
+	c, err := m.begin("Prune", rq)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	_, err = c.each(controller, func(h *cgfs.Hierarchy) error {
+		p, subject, err := c.openIn0(h, cgroup, relative)
+		if err != nil {
+			return err
+		}
+		r, err := c.planRemove(p, subject)
+		if err != nil {
+			return err
+		}
+		return c.prune(r)
+	})
+	return err
+}
+
+func (c *call) prune(r *removal) error {
+	if !r.decision.Allowed() {
+		return api.Errorf(api.Denied, "%s %s: not decided", c.op, r.subject)
+	}
+	if busy, err := r.at.dir.Populated(); err != nil {
+		return c.kernel(r.subject, err)
+	} else if !busy {
+		return c.remove([]*removal{r})
+	}
+	// As the place sees its descendants: all of them go with it (clause 7).
+	err := r.at.dir.Walk(func(d *cgfs.Dir) error {
+		err := r.prunable(d)
+		if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
+			return c.m.reaper.mark(d)
+		}
+		return err
+	})
+	if err != nil {
+		return c.kernel(r.subject, err)
+	}
+	c.done(r.subject, r.decision)
+	return nil
+}
+
+// prunable removes a cgroup met on the walk if nothing is in it.
+func (r *removal) prunable(d *cgfs.Dir) error {
+	up, err := r.at.h.Open(parent(d.Path()))
+	if err != nil {
+		return err
+	}
+	defer up.Close()
+	err = up.Rmdir(base(d.Path()))
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,392 @@
+package manager
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/cgfs"
+	"cgmanager/manager/identity"
+	"cgmanager/privcheck"
+)
+
+// DefaultMaxDepth is how deep below a hierarchy's root a cgroup may be made.
+const DefaultMaxDepth = 16
+
+// Config says what a Manager works on.
+type Config struct {
+	// Hierarchies are those to be managed; they stay the caller's.
+	Hierarchies *cgfs.Set
+	// MaxDepth bounds the depth of cgroups that are created, counted from the
+	// hierarchy's root. 0 means DefaultMaxDepth.
+	MaxDepth int
+	// MaxCgroups bounds how many cgroups an owner may have in a hierarchy; see
+	// quota. 0 means DefaultMaxCgroups.
+	MaxCgroups int
+	// Log receives a line for each change and each refusal.
+	Log *logrus.Logger
+}
+
+// Manager answers requests on this host's cgroups. It implements api.Backend.
+type Manager struct {
+	set      *cgfs.Set
+	host     *identity.Host
+	log      *logrus.Logger
+	maxDepth int
+	quota    *quota
+	reaper   *reaper
+}
+
+var _ api.Backend = (*Manager)(nil)
+
+// New makes a Manager and starts looking after the cgroups that carry a
+// RemoveOnEmpty mark, those of an earlier run included.
+func New(c Config) (*Manager, error) {
+	host, err := identity.NewHost()
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{set: c.Hierarchies, host: host, log: c.Log, maxDepth: c.MaxDepth}
+	if m.maxDepth == 0 {
+		m.maxDepth = DefaultMaxDepth
+	}
+	m.quota = newQuota(c.MaxCgroups)
+	if m.reaper, err = newReaper(m.set, m.log); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Close stops looking after marked cgroups. Marks stay where they are, in the
+// kernel.
+func (m *Manager) Close() { m.reaper.close() }
+
+// peer is the opener of a connection.
+type peer struct {
+	m        *Manager
+	proc     *identity.Process
+	cred     api.Cred
+	accounts []string
+}
+
+// Open implements api.Backend.
+func (m *Manager) Open(opener api.Cred, pidfd int) (api.Peer, error) {
+	proc, err := identity.Open(opener.PID, pidfd)
+	if err != nil {
+		return nil, api.Errorf(api.Denied, "the process that connected has ended").WithCause(err)
+	}
+	p := &peer{m: m, proc: proc, cred: opener}
+	containers, err := m.host.Containers(proc)
+	if err != nil {
+		proc.Close()
+		return nil, api.Errorf(api.Denied, "cannot tell in which namespaces the process is").WithCause(err)
+	}
+	if opener.UID != 0 || len(containers) > 0 {
+		p.accounts = append(containers, fmt.Sprintf("uid:%d", opener.UID))
+	}
+	return p, nil
+}
+
+// AcceptsIdentity implements api.Peer.
+func (p *peer) AcceptsIdentity(uid uint32) bool {
+	in, ok := p.m.host.InnerUID(p.proc, p.cred.UID)
+	return ok && in == uid
+}
+
+// Accounts implements api.Peer.
+func (p *peer) Accounts() []string { return p.accounts }
+
+// Close implements api.Peer.
+func (p *peer) Close() { p.proc.Close() }
+
+// A role says why a party must be entitled.
+type role string
+
+const (
+	requestor role = "requestor"
+	opener    role = "opener"
+	proxy     role = "proxy"
+)
+
+// party is one of those who must all be entitled to a request, with what is
+// known about it.
+type party struct {
+	role    role
+	cred    api.Cred
+	proc    *identity.Process
+	r       privcheck.Requestor
+	cgroups cgfs.ProcCgroup
+}
+
+// own returns the party's own cgroup in h, "" if it is unknown.
+func (p *party) own(h *cgfs.Hierarchy) string {
+	path, ok := p.cgroups.Path(h)
+	if !ok {
+		return ""
+	}
+	return path
+}
+
+// call is a request in progress: who asks, and the handles behind the facts.
+type call struct {
+	m  *Manager
+	op string
+	// parties[0] is the requestor: names are relative to its cgroup, numbers
+	// are those of its namespaces.
+	parties []party
+	// foreign says that names, numbers and results are not those of the
+	// connection's opener but of somebody it acts for.
+	scm   bool
+	close []interface{ Close() }
+	buf   [1024]byte
+}
+
+// begin establishes who asks. The caller must end the call.
+func (m *Manager) begin(op string, rq *api.Request) (*call, error) {
+	c := &call{m: m, op: op, scm: rq.For != nil}
+	peer, ok := rq.Peer.(*peer)
+	if !ok {
+		return nil, api.Errorf(api.Internal, "%s: unknown peer", op)
+	}
+	sender, first := requestor, requestor
+	if c.scm {
+		sender = proxy
+		if err := c.addParty(requestor, *rq.For, nil); err != nil {
+			c.end()
+			return nil, err
+		}
+	}
+	if rq.Sender != peer.cred {
+		first = opener
+		if c.scm {
+			first = proxy
+		}
+		if err := c.addParty(sender, rq.Sender, nil); err != nil {
+			c.end()
+			return nil, err
+		}
+	} else if c.scm {
+		first = proxy
+	}
+	if c.scm && *rq.For == peer.cred && rq.Sender == peer.cred {
+		// A process that acts for itself: one party is enough.
+		c.end()
+		c.parties, c.close = c.parties[:0], nil
+		first = requestor
+	}
+	if err := c.addParty(first, peer.cred, peer.proc); err != nil {
+		c.end()
+		return nil, err
+	}
+	if err := c.nested(); err != nil {
+		c.end()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *call) end() {
+	for _, h := range c.close {
+		h.Close()
+	}
+	c.close = nil
+}
+
+// addParty gathers the facts about one party. proc is nil for one known only
+// by a credential that came with a message or over a side channel: its ids are
+// then believed only if the process has them.
+func (c *call) addParty(role role, cred api.Cred, proc *identity.Process) error {
+	proven := proc != nil
+	if proc == nil {
+		var err error
+		if proc, err = identity.Open(cred.PID, -1); err != nil {
+			return c.unknown(role, err)
+		}
+		c.close = append(c.close, proc)
+	}
+	r, err := c.m.host.Requestor(proc, cred.UID, cred.GID, proven)
+	if err != nil {
+		return c.unknown(role, err)
+	}
+	var buf []byte
+	if len(c.parties) == 0 {
+		buf = c.buf[:0]
+	}
+	cgroups, err := proc.Cgroups(buf)
+	if err != nil {
+		return c.unknown(role, err)
+	}
+	if !proc.Alive() {
+		return c.unknown(role, identity.ErrGone)
+	}
+	c.parties = append(c.parties, party{role: role, cred: cred, proc: proc, r: r, cgroups: cgroups})
+	return nil
+}
+
+func (c *call) unknown(role role, err error) error {
+	text := "%s: cannot establish who the " + string(role) + " is"
+	switch {
+	case errors.Is(err, identity.ErrGone):
+		text = "%s: the " + string(role) + " has ended"
+	case errors.Is(err, identity.ErrNotItsIDs):
+		text = "%s: the credential of the " + string(role) + " is not its own"
+	}
+	c.m.log.WithFields(logrus.Fields{"op": c.op, "role": role}).WithError(err).Warn("refused: requestor unknown")
+	return api.Errorf(api.Denied, text, c.op).WithCause(err)
+}
+
+// nested refuses a proxy that does not enclose the requestor it acts for: the
+// requestor's namespaces and cgroups must lie within the proxy's.
+func (c *call) nested() error {
+	if !c.scm {
+		return nil
+	}
+	for i := 1; i < len(c.parties); i++ {
+		p := &c.parties[i]
+		ok, err := c.m.host.Encloses(p.proc, c.parties[0].proc)
+		if err != nil {
+			return c.unknown(p.role, err)
+		}
+		if !ok {
+			c.refused("", privcheck.Decision{}, "proxy does not enclose the requestor")
+			return api.Errorf(api.Denied, "%s: the requestor's namespaces do not lie within the proxy's", c.op)
+		}
+	}
+	return nil
+}
+
+// r returns the requestor.
+func (c *call) r() *party { return &c.parties[0] }
+
+// decide asks question for every party; all must be allowed. It logs a
+// refusal and returns it as an error about subject, the caller's own words.
+func (c *call) decide(subject string, question func(p *party) privcheck.Decision) (privcheck.Decision, error) {
+	var last privcheck.Decision
+	for i := range c.parties {
+		p := &c.parties[i]
+		d := question(p)
+		if !d.Allowed() {
+			c.refused(subject, d, string(p.role))
+			reason := d.Reason()
+			if i > 0 {
+				reason = string(p.role) + ": " + reason
+			}
+			return d, &api.Error{Kind: api.Denied, Text: c.op + " " + subject + ": " + reason}
+		}
+		last = d
+	}
+	return last, nil
+}
+
+func (c *call) fields(subject string, d privcheck.Decision) logrus.Fields {
+	p := c.r()
+	f := logrus.Fields{
+		"op": c.op, "target": subject, "clause": d.Clause(),
+		"pid": p.cred.PID, "uid": p.cred.UID, "gid": p.cred.GID,
+	}
+	if p.r.Outside() {
+		f["container"] = strings.Join(c.containers(), ",")
+	}
+	if len(c.parties) > 1 {
+		f["peer"] = c.parties[len(c.parties)-1].cred.PID
+	}
+	return f
+}
+
+func (c *call) containers() []string {
+	if names, err := c.m.host.Containers(c.r().proc); err == nil {
+		return names
+	}
+	return []string{"unknown"}
+}
+
+// refused writes the audit line of a refusal.
+func (c *call) refused(subject string, d privcheck.Decision, who string) {
+	if !c.m.log.IsLevelEnabled(logrus.WarnLevel) {
+		return
+	}
+	f := c.fields(subject, d)
+	f["party"], f["reason"] = who, d.Reason()
+	c.m.log.WithFields(f).Warn("refused")
+}
+
+// done writes the audit line of a change.
+func (c *call) done(subject string, d privcheck.Decision) {
+	if c.m.log.IsLevelEnabled(logrus.InfoLevel) {
+		c.m.log.WithFields(c.fields(subject, d)).Info("done")
+	}
+}
+
+// kernel turns an error from below into one for the requestor: what was tried
+// in its own words, and the kernel's reason.
+func (c *call) kernel(subject string, err error) error {
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		return e
+	}
+	kind, reason := classify(err)
+	if kind == api.Internal {
+		c.m.log.WithFields(logrus.Fields{"op": c.op, "target": subject}).WithError(err).Error("failed")
+	}
+	return &api.Error{Kind: kind, Text: c.op + " " + subject + ": " + reason, Cause: err}
+}
+
+// classify maps what the kernel and cgfs say to a kind and words.
+func classify(err error) (api.Kind, string) {
+	var errno unix.Errno
+	switch {
+	case errors.Is(err, identity.ErrGone):
+		return api.NotFound, "no such task"
+	case errors.Is(err, cgfs.ErrNoController):
+		return api.NotFound, detail(err, "no such controller on this host")
+	case errors.Is(err, cgfs.ErrUnsupported):
+		return api.Unsupported, detail(err, "not supported on this host")
+	case errors.Is(err, cgfs.ErrValue):
+		return api.Invalid, detail(err, "invalid value")
+	case errors.Is(err, cgfs.ErrName):
+		return api.Invalid, detail(err, "invalid name")
+	case errors.Is(err, cgfs.ErrTooBig):
+		return api.Limit, "the content is too big"
+	case errors.As(err, &errno):
+		return classifyErrno(errno)
+	}
+	return api.Internal, "internal error; the daemon's log says more"
+}
+
+// detail returns the text of an error of cgfs's own, which speaks of the
+// caller's words alone.
+func detail(err error, otherwise string) string {
+	if _, ok := errors.AsType[unix.Errno](err); ok {
+		return otherwise
+	}
+	return err.Error()
+}
+
+func classifyErrno(errno unix.Errno) (api.Kind, string) {
+	switch errno {
+	case unix.ENOENT, unix.ENODEV, unix.ENOTDIR:
+		return api.NotFound, "no such cgroup or file"
+	case unix.ESRCH:
+		return api.NotFound, "no such task"
+	case unix.EEXIST:
+		return api.Exists, "it exists already"
+	case unix.EBUSY, unix.ENOTEMPTY:
+		return api.Busy, "it is in use (tasks or cgroups are left in it, or the kernel refuses for now)"
+	case unix.EAGAIN:
+		return api.Busy, "the kernel could not do it right now"
+	case unix.EACCES, unix.EPERM, unix.EROFS:
+		return api.Denied, "the kernel refuses"
+	case unix.EINVAL, unix.ERANGE, unix.EOVERFLOW, unix.ENXIO, unix.EIO, unix.ELOOP, unix.EXDEV, unix.ENAMETOOLONG, unix.E2BIG:
+		return api.Invalid, "the kernel refuses: " + errno.Error()
+	case unix.ENOSPC:
+		return api.Limit, "nothing is left to take it from (parent cgroup empty of cpus or memory nodes, or a kernel limit)"
+	case unix.EOPNOTSUPP, unix.ENOSYS:
+		return api.Unsupported, "the kernel does not support it here"
+	case unix.ENOMEM, unix.ENFILE, unix.EMFILE:
+		return api.Limit, "out of resources"
+	}
+	return api.Internal, "internal error; the daemon's log says more"
+}

@@ -1,0 +1,379 @@
+package manager
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/cgfs"
+	"cgmanager/manager/identity"
+	"cgmanager/privcheck"
+)
+
+// Move implements api.CGManager1.
+func (m *Manager) Move(rq *api.Request, name string, pid uint32) error {
+	c, err := m.begin("Move", rq)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	v, err := c.victim(api.Victim{PID: int64(pid)})
+	if err != nil {
+		return err
+	}
+	return c.moveTo(name, v)
+}
+
+// MoveFd implements api.CGManager1.
+func (m *Manager) MoveFd(rq *api.Request, name string, pidfd int) error {
+	c, err := m.begin("MoveFd", rq)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	t, err := identity.TaskOf(pidfd)
+	if err != nil {
+		return api.Errorf(api.Invalid, "MoveFd %q: the descriptor is not a pidfd of a living process", name).WithCause(err)
+	}
+	c.close = append(c.close, t)
+	return c.moveTo(name, &victim{Task: t, subject: "the process of the descriptor"})
+}
+
+func (c *call) moveTo(name string, v *victim) error {
+	places, err := c.existing(name)
+	if err != nil {
+		return err
+	}
+	return c.move(v, places, c.moveDecision)
+}
+
+// victim is a task that is to be acted upon.
+type victim struct {
+	*identity.Task
+	subject string // the caller's own word for it
+	members []identity.Member
+	tasks   []privcheck.Task // of each member; Cgroup is set for each hierarchy
+	visible map[*party]bool
+}
+
+// victim opens a handle on the task that the requestor names, and makes sure
+// that it is the one.
+func (c *call) victim(v api.Victim) (*victim, error) {
+	subject := strconv.FormatInt(v.PID, 10)
+	var pid int32
+	if v.Cred != nil {
+		subject, pid = "the task of the credential", v.Cred.PID
+	} else {
+		var ok bool
+		if pid, ok = c.m.host.HostPID(c.r().proc, v.PID); !ok {
+			return nil, c.noTask(subject)
+		}
+	}
+	t, err := identity.OpenTask(pid)
+	if errors.Is(err, identity.ErrGone) {
+		return nil, c.noTask(subject)
+	}
+	if err != nil {
+		return nil, c.kernel("task "+subject, err)
+	}
+	c.close = append(c.close, t)
+	if v.Cred == nil {
+		// The number may have been translated to a task that ended before
+		// the handle was opened.
+		if n, ok := c.m.host.PIDIn(c.r().proc, t.ID()); !ok || int64(n) != v.PID {
+			return nil, c.noTask(subject)
+		}
+	}
+	return &victim{Task: t, subject: "task " + subject}, nil
+}
+
+func (c *call) noTask(subject string) error {
+	return api.Errorf(api.NotFound, "%s: no such task: %s", c.op, subject).
+		WithHint("pids are those of your own pid namespace")
+}
+
+// gather reads the facts about the victim's threads.
+func (c *call) gather(v *victim) error {
+	ms, err := v.Members()
+	if err != nil {
+		return c.kernel(v.subject, err)
+	}
+	v.members = ms
+	v.tasks = v.tasks[:0]
+	for i := range ms {
+		v.tasks = append(v.tasks, privcheck.Task{UIDs: ms[i].UIDs[:]})
+	}
+	if v.visible == nil {
+		v.visible = make(map[*party]bool, len(c.parties))
+	}
+	for i := range c.parties {
+		p := &c.parties[i]
+		_, v.visible[p] = c.m.host.PIDIn(p.proc, v.ID())
+	}
+	if !v.Alive() {
+		return c.kernel(v.subject, identity.ErrGone)
+	}
+	return nil
+}
+
+// task is the i-th thread of v as a party sees it in h.
+func (*call) task(v *victim, i int, h *cgfs.Hierarchy, who *party) privcheck.Task {
+	t := v.tasks[i]
+	t.Cgroup, _ = v.members[i].Cgroups.Path(h)
+	t.Visible = v.visible[who]
+	return t
+}
+
+// A moveQuestion decides whether every party may move v to dst.
+type moveQuestion func(v *victim, dst *place) (privcheck.Decision, error)
+
+// moveDecision asks clause 4 for each thread of the victim.
+func (c *call) moveDecision(v *victim, dst *place) (privcheck.Decision, error) {
+	subject := in(v.subject, dst.h)
+	dstTasks, err := c.tasksFile(dst)
+	if err != nil {
+		return privcheck.Decision{}, c.kernel(subject, err)
+	}
+	var last privcheck.Decision
+	var common *place
+	var commonTasks privcheck.Object
+	from := ""
+	for i := range v.members {
+		at, _ := v.members[i].Cgroups.Path(dst.h)
+		if i > 0 && at == from && v.members[i].UIDs == v.members[i-1].UIDs {
+			continue // the same facts as of the thread before it
+		}
+		if at != from || i == 0 {
+			from, common = at, nil
+			if !privcheck.Below(at, dst.path) {
+				// Where a party may not even look, its decision says so without
+				// the facts.
+				if common, commonTasks, err = c.ancestor(dst.h, privcheck.CommonAncestor(at, dst.path)); err != nil {
+					return privcheck.Decision{}, c.kernel(subject, err)
+				}
+			}
+		}
+		last, err = c.decide(subject, func(p *party) privcheck.Decision {
+			var cp privcheck.Place
+			if common != nil {
+				cp = common.of(p)
+			}
+			return privcheck.Move(p.r, c.task(v, i, dst.h, p), dst.of(p), dstTasks, cp, commonTasks)
+		})
+		if err != nil {
+			return last, err
+		}
+	}
+	return last, nil
+}
+
+// ancestor opens the common ancestor of two cgroups, nil if it does not lie
+// below the own cgroup of every party.
+func (c *call) ancestor(h *cgfs.Hierarchy, path string) (*place, privcheck.Object, error) {
+	if path == "" {
+		return nil, privcheck.Object{}, nil
+	}
+	for i := range c.parties {
+		if !privcheck.Below(c.parties[i].own(h), path) {
+			return nil, privcheck.Object{}, nil
+		}
+	}
+	p, err := c.open(h, path)
+	if err != nil {
+		return nil, privcheck.Object{}, err
+	}
+	o, err := c.tasksFile(p)
+	return p, o, err
+}
+
+// step is a move in one hierarchy, decided upon.
+type step struct {
+	dst      *place
+	file     *cgfs.File
+	id       string
+	decision privcheck.Decision
+}
+
+// move moves v to every one of dsts, or nowhere. The facts are read again
+// after the move: a task that ended, or became somebody else's by a setuid
+// exec, between decision and act is put back.
+func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
+	if err := c.gather(v); err != nil {
+		return err
+	}
+	if len(dsts) == 0 {
+		return api.Errorf(api.NotFound, "%s %s: no such cgroup", c.op, v.subject)
+	}
+	steps := make([]step, 0, len(dsts))
+	for _, dst := range dsts {
+		d, err := question(v, dst)
+		if err != nil {
+			return err
+		}
+		name := "cgroup.procs"
+		if v.Thread != 0 {
+			if name, err = threadFile(dst); err != nil {
+				return c.kernel(in(v.subject, dst.h), err)
+			}
+		}
+		f, _, err := c.file(dst, name, cgfs.ForWrite)
+		if err != nil {
+			return c.kernel(in(v.subject, dst.h), err)
+		}
+		steps = append(steps, step{dst: dst, file: f, id: strconv.Itoa(int(v.ID())), decision: d})
+	}
+	if !v.Alive() {
+		return c.kernel(v.subject, identity.ErrGone)
+	}
+	for i := range steps {
+		if err := c.act(v, &steps[i]); err != nil {
+			c.putBack(v, steps[:i+1])
+			return c.kernel(in(v.subject, steps[i].dst.h), err)
+		}
+	}
+	if err := c.verify(v); err != nil {
+		c.putBack(v, steps)
+		return err
+	}
+	for i := range steps {
+		c.done(in(v.subject, steps[i].dst.h), steps[i].decision)
+		c.m.reaper.filled(steps[i].dst.h, steps[i].dst.path)
+		for _, m := range v.members {
+			if from, ok := m.Cgroups.Path(steps[i].dst.h); ok {
+				c.m.reaper.left(steps[i].dst.h, from)
+			}
+		}
+	}
+	return nil
+}
+
+func threadFile(dst *place) (string, error) {
+	if dst.h.Version() == cgfs.V1 {
+		return "tasks", nil
+	}
+	f, err := dst.dir.File("cgroup.type", cgfs.ForRead)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := f.Read(64)
+	if err != nil {
+		return "", err
+	}
+	if string(b) != "threaded\n" {
+		return "", fmt.Errorf("a single thread cannot be moved here: %w", cgfs.ErrUnsupported)
+	}
+	return "cgroup.threads", nil
+}
+
+// act is the one place where a task is moved.
+func (c *call) act(v *victim, s *step) error {
+	if !s.decision.Allowed() {
+		return api.Errorf(api.Denied, "%s %s: not decided", c.op, v.subject)
+	}
+	return s.file.Write(s.id)
+}
+
+// verify checks that what was moved is what was decided upon.
+func (c *call) verify(v *victim) error {
+	if !v.Unreaped() {
+		return c.kernel(v.subject, identity.ErrGone)
+	}
+	now, err := v.Members()
+	if errors.Is(err, identity.ErrGone) {
+		return nil // a zombie of the right process: nobody else was moved
+	}
+	if err != nil {
+		return c.kernel(v.subject, err)
+	}
+	known := make(map[[3]uint32]bool, 1)
+	for _, m := range v.members {
+		known[m.UIDs] = true
+	}
+	for _, m := range now {
+		if !known[m.UIDs] {
+			c.refused(v.subject, privcheck.Decision{}, "victim changed its uid meanwhile")
+			return api.Errorf(api.Denied, "%s %s: the task changed its user while it was moved", c.op, v.subject)
+		}
+	}
+	return nil
+}
+
+// putBack takes back moves that were made. Threads of the victim go where
+// they were. If the victim ended and its pid is another's by now, that one was
+// moved by mistake; it has just been born and goes where its parent is.
+func (c *call) putBack(v *victim, steps []step) {
+	for i := range steps {
+		s := &steps[i]
+		if v.Unreaped() {
+			c.putBackVictim(v, s.dst.h)
+			continue
+		}
+		stranger, err := identity.OpenTask(v.ID())
+		if err != nil {
+			continue
+		}
+		c.putBackStranger(stranger, s)
+		stranger.Close()
+	}
+}
+
+func (c *call) putBackVictim(v *victim, h *cgfs.Hierarchy) {
+	from, ok := v.members[0].Cgroups.Path(h)
+	if !ok {
+		return
+	}
+	for _, m := range v.members[1:] {
+		if at, _ := m.Cgroups.Path(h); at != from {
+			// Its threads were spread over several cgroups.
+			for _, m := range v.members {
+				if at, ok := m.Cgroups.Path(h); ok {
+					c.restore(h, at, h.TasksFile(), m.TID)
+				}
+			}
+			return
+		}
+	}
+	file := "cgroup.procs" // with threads that were born meanwhile
+	if v.Thread != 0 {
+		file = h.TasksFile()
+	}
+	c.restore(h, from, file, v.ID())
+}
+
+func (c *call) putBackStranger(t *identity.Task, s *step) {
+	cg, err := t.Cgroups(nil)
+	if err != nil {
+		return
+	}
+	if at, ok := cg.Path(s.dst.h); !ok || at != s.dst.path {
+		return
+	}
+	from, err := t.ParentCgroups()
+	if err != nil {
+		return
+	}
+	if path, ok := from.Path(s.dst.h); ok && path != s.dst.path {
+		c.restore(s.dst.h, path, "cgroup.procs", t.ID())
+	}
+}
+
+// restore writes a task back to where it was.
+func (c *call) restore(h *cgfs.Hierarchy, path, file string, id int32) {
+	dir, err := h.Open(path)
+	if err == nil {
+		defer dir.Close()
+		var f *cgfs.File
+		if f, err = dir.File(file, cgfs.ForWrite); err == nil {
+			err = f.Write(strconv.Itoa(int(id)))
+			_ = f.Close()
+		}
+	}
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		c.m.log.WithFields(logrus.Fields{"op": c.op, "target": path, "task": id}).WithError(err).Error("putting a task back failed")
+	}
+}

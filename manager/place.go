@@ -1,0 +1,283 @@
+package manager
+
+import (
+	"errors"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/cgfs"
+	"cgmanager/privcheck"
+)
+
+// place is a cgroup of one hierarchy, held open, with the facts about the
+// directories that lead to it.
+type place struct {
+	h    *cgfs.Hierarchy
+	path string // from the hierarchy's root
+	dir  *cgfs.Dir
+	// chain holds the directories from first, which is at or above the own
+	// cgroup of every party that could reach path, down to path itself.
+	first string
+	chain []privcheck.Object
+}
+
+// of returns the place as a party sees it.
+func (p *place) of(who *party) privcheck.Place {
+	own := who.own(p.h)
+	v := privcheck.Place{Own: own, Target: p.path, Dir: p.chain[len(p.chain)-1]}
+	if from := depth(own) - depth(p.first); from >= 0 && from < len(p.chain) && privcheck.Below(own, p.path) {
+		v.Way = p.chain[from : len(p.chain)-1]
+	}
+	return v
+}
+
+func (p *place) object() privcheck.Object { return p.chain[len(p.chain)-1] }
+
+func object(a cgfs.Attr) privcheck.Object {
+	return privcheck.Object{UID: a.UID, GID: a.GID, Mode: a.Mode}
+}
+
+// depth counts the components of a path: 0 for "/".
+func depth(path string) int {
+	if path == "/" {
+		return 0
+	}
+	return strings.Count(path, "/")
+}
+
+func join(dir, name string) string {
+	if name == "" {
+		return dir
+	}
+	if dir == "/" {
+		return "/" + name
+	}
+	return dir + "/" + name
+}
+
+func parent(path string) string {
+	if i := strings.LastIndexByte(path, '/'); i > 0 {
+		return path[:i]
+	}
+	return "/"
+}
+
+func base(path string) string { return path[strings.LastIndexByte(path, '/')+1:] }
+
+// confined refuses path if it does not lie below the own cgroup of every
+// party. It is asked before anything is opened, so that nobody learns from an
+// error what exists elsewhere.
+func (c *call) confined(h *cgfs.Hierarchy, path, subject string) error {
+	for i := range c.parties {
+		if own := c.parties[i].own(h); !privcheck.Below(own, path) {
+			_, err := c.decide(subject, func(p *party) privcheck.Decision {
+				return privcheck.Over(p.r, privcheck.Place{Own: p.own(h), Target: path}, privcheck.Object{}, privcheck.Search)
+			})
+			if err == nil {
+				err = api.Errorf(api.Denied, "%s %s: the cgroup is not below your own", c.op, subject)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// first returns the shallowest own cgroup among the parties, or path if that
+// is shallower still: the directories from there on are needed as facts.
+func (c *call) first(h *cgfs.Hierarchy, path string) string {
+	first := path
+	for i := range c.parties {
+		if own := c.parties[i].own(h); privcheck.Below(own, first) {
+			first = own
+		}
+	}
+	return first
+}
+
+// open opens the cgroup path of h. The call closes it.
+func (c *call) open(h *cgfs.Hierarchy, path string) (*place, error) {
+	p, rest, err := c.openDeepest(h, path)
+	if err != nil {
+		return nil, err
+	}
+	if rest != "" {
+		return nil, unix.ENOENT
+	}
+	return p, nil
+}
+
+// openDeepest opens the deepest directory that exists on the way to path, at
+// or below the parties' own cgroups, and returns what is missing.
+func (c *call) openDeepest(h *cgfs.Hierarchy, path string) (p *place, missing string, err error) {
+	if path == "" {
+		return nil, "", unix.ENOENT
+	}
+	first := c.first(h, path)
+	dir, err := h.Open(first)
+	if err != nil {
+		return nil, "", err
+	}
+	p = &place{h: h, path: first, dir: dir, first: first}
+	c.close = append(c.close, closer{p})
+	rest := strings.TrimPrefix(path[len(first):], "/")
+	if first == "/" {
+		rest = path[1:]
+	}
+	for {
+		a, err := p.dir.Attr()
+		if err != nil {
+			return nil, "", err
+		}
+		p.chain = append(p.chain, object(a))
+		if rest == "" {
+			return p, "", nil
+		}
+		name, after, _ := strings.Cut(rest, "/")
+		next, err := p.dir.Open(name)
+		if errors.Is(err, unix.ENOENT) {
+			return p, rest, nil
+		}
+		if err != nil {
+			return nil, "", err
+		}
+		_ = p.dir.Close()
+		p.dir, p.path, rest = next, join(p.path, name), after
+	}
+}
+
+// closer closes the directory that a place holds in the end.
+type closer struct{ p *place }
+
+func (c closer) Close() { _ = c.p.dir.Close() }
+
+// fileCloser closes a file handle with the call.
+type fileCloser struct{ f *cgfs.File }
+
+func (c fileCloser) Close() { _ = c.f.Close() }
+
+// file opens a control file of a place and gathers the facts about it. The
+// call closes it.
+func (c *call) file(p *place, name string, what cgfs.For) (*cgfs.File, privcheck.Object, error) {
+	f, err := p.dir.File(name, what)
+	if err != nil {
+		return nil, privcheck.Object{}, err
+	}
+	c.close = append(c.close, fileCloser{f})
+	a, err := f.Attr()
+	if err != nil {
+		return nil, privcheck.Object{}, err
+	}
+	return f, object(a), nil
+}
+
+// tasksFile gathers the facts about the file that stands for the right to put
+// tasks into a cgroup.
+func (c *call) tasksFile(p *place) (privcheck.Object, error) {
+	_, o, err := c.file(p, p.h.TasksFile(), cgfs.ForFacts)
+	return o, err
+}
+
+// hierarchies resolves names of controllers, each hierarchy once, in the order
+// of the set.
+func (c *call) hierarchies(names []string) ([]*cgfs.Hierarchy, error) {
+	want := make(map[*cgfs.Hierarchy]bool, len(names))
+	for _, n := range names {
+		h, ok := c.m.set.ByController(n)
+		if !ok {
+			return nil, api.Errorf(api.NotFound, "%s: no such controller on this host: %q", c.op, n).
+				WithHint("ListControllers names those that there are")
+		}
+		want[h] = true
+	}
+	var hs []*cgfs.Hierarchy
+	for _, h := range c.m.set.Hierarchies() {
+		if want[h] {
+			hs = append(hs, h)
+		}
+	}
+	return hs, nil
+}
+
+// unnamed returns the hierarchies that a request without a controller list
+// means: all but those with a name and no controller.
+func (c *call) unnamed() []*cgfs.Hierarchy {
+	var hs []*cgfs.Hierarchy
+	for _, h := range c.m.set.Hierarchies() {
+		if !h.Named() {
+			hs = append(hs, h)
+		}
+	}
+	return hs
+}
+
+// checkName checks a name of CGManager1.
+func (c *call) checkName(name string) error {
+	if err := cgfs.ValidName(name); err != nil {
+		return api.Errorf(api.Invalid, "%s %q: %v", c.op, name, err)
+	}
+	return nil
+}
+
+// placed reports whether the requestor has a place of its own in h: an outside
+// one at a hierarchy's root was never put anywhere, and has no rights there.
+func (c *call) placed(h *cgfs.Hierarchy) bool {
+	own := c.r().own(h)
+	return own != "" && (own != "/" || !c.r().r.Outside())
+}
+
+// existing opens the cgroup called name in every unnamed hierarchy in which
+// it exists and the requestor has a place. None at all is an error.
+func (c *call) existing(name string) ([]*place, error) {
+	if err := c.checkName(name); err != nil {
+		return nil, err
+	}
+	var ps []*place
+	placed := false
+	for _, h := range c.unnamed() {
+		if !c.placed(h) {
+			continue
+		}
+		placed = true
+		path := join(c.r().own(h), name)
+		if err := c.confined(h, path, quote(name)); err != nil {
+			return nil, err
+		}
+		p, err := c.open(h, path)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return nil, c.kernel(quote(name), err)
+		}
+		ps = append(ps, p)
+	}
+	if len(ps) > 0 {
+		return ps, nil
+	}
+	if !placed {
+		c.refused(quote(name), privcheck.Decision{}, "not placed in any hierarchy")
+		return nil, api.Errorf(api.Denied, "%s %q: you are in no cgroup of your own in any hierarchy", c.op, name).
+			WithHint("whoever started the container has to put it into a cgroup first")
+	}
+	return nil, api.Errorf(api.NotFound, "%s %q: no such cgroup", c.op, name)
+}
+
+// in is a subject with the hierarchy it lies in, for errors that concern one
+// of several.
+func in(subject string, h *cgfs.Hierarchy) string { return subject + " in " + h.Name() }
+
+// undo takes back what was done so far, last first, unless released.
+type undo []func()
+
+func (u *undo) add(f func()) { *u = append(*u, f) }
+
+func (u *undo) release() { *u = nil }
+
+func (u *undo) run() {
+	for i := len(*u) - 1; i >= 0; i-- {
+		(*u)[i]()
+	}
+	*u = nil
+}

@@ -1,0 +1,410 @@
+package manager
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/cgfs"
+	"cgmanager/privcheck"
+)
+
+// maxValue bounds what is read of a control file, and so every reply.
+const maxValue = 60 << 10
+
+// setting is a key with a value, as the caller wrote them, and where the key
+// lives on this host.
+type setting struct {
+	name, value string
+	key         *cgfs.Key // nil for a kernel's own file name
+	h           *cgfs.Hierarchy
+	controller  string // "" for the core files
+}
+
+// settings are those of one request, sorted.
+type settings struct {
+	op   string
+	name string // of the cgroup, as the caller wrote it
+	all  []setting
+}
+
+// parse finds out where each key lives. Values are checked when the writes are
+// planned, still before anything is written.
+func (c *call) parse(name string, values map[string]string) (*settings, error) {
+	s := &settings{op: c.op, name: name}
+	for k, v := range values {
+		one, err := c.parseKey(k)
+		if err != nil {
+			return nil, err
+		}
+		if one.key != nil && one.key.ReadOnly {
+			return nil, api.Errorf(api.Denied, "%s %q: key %q is read only", c.op, name, k)
+		}
+		one.value = v
+		s.all = append(s.all, one)
+	}
+	slices.SortFunc(s.all, func(a, b setting) int { return cmp.Compare(a.name, b.name) })
+	return s, nil
+}
+
+func (c *call) parseKey(name string) (setting, error) {
+	s := setting{name: name}
+	if k, ok := cgfs.FindKey(name); ok {
+		s.key = k
+		var err error
+		s.h, s.controller, err = c.m.set.KeyHierarchy(k)
+		if err != nil {
+			return s, c.kernel(quote(name), err)
+		}
+		return s, nil
+	}
+	if err := cgfs.ValidFile(name); err != nil {
+		return s, api.Errorf(api.Invalid, "%s: key %q: %v", c.op, name, err)
+	}
+	s.controller = cgfs.ControllerOf(name)
+	if s.controller == "" {
+		// A core file: version 2 has most of them. Those of version 1 (tasks,
+		// notify_on_release, ...) are the same in every hierarchy.
+		for _, h := range c.unnamed() {
+			if s.h == nil || h.Version() == cgfs.V2 && strings.HasPrefix(name, "cgroup.") && name != "cgroup.procs" {
+				s.h = h
+			}
+		}
+		if s.h == nil {
+			return s, api.Errorf(api.Unsupported, "%s: key %q: no hierarchy on this host", c.op, name)
+		}
+		return s, nil
+	}
+	h, ok := c.m.set.ByController(s.controller)
+	if !ok {
+		return s, api.Errorf(api.Unsupported, "%s: key %q: this host has no controller %q", c.op, name, s.controller)
+	}
+	s.h = h
+	return s, nil
+}
+
+// onlyIn refuses keys of hierarchies that the request does not touch.
+func (s *settings) onlyIn(hs []*cgfs.Hierarchy) error {
+	for _, one := range s.all {
+		if !slices.Contains(hs, one.h) {
+			return api.Errorf(api.Invalid, "%s %q: key %q belongs to the controller %s, which is not among those named", s.op, s.name, one.name, one.h.Name())
+		}
+	}
+	return nil
+}
+
+// controllers returns the controllers of h that the keys need.
+func (s *settings) controllers(h *cgfs.Hierarchy) []string {
+	var out []string
+	for _, one := range s.all {
+		if one.h == h && one.controller != "" && !slices.Contains(out, one.controller) {
+			out = append(out, one.controller)
+		}
+	}
+	return out
+}
+
+// write is one write to a control file: decided upon, and how to take it back.
+type write struct {
+	key      string // as the caller wrote it
+	file     *cgfs.File
+	value    string
+	final    bool
+	decision privcheck.Decision
+	subject  string
+	// old is what the file read before.
+	old   string
+	undos bool
+}
+
+// SetValue implements api.CGManager1.
+func (m *Manager) SetValue(rq *api.Request, name string, values map[string]string) error {
+	c, err := m.begin("SetValue", rq)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	set, err := c.parse(name, values)
+	if err != nil {
+		return err
+	}
+	places, err := c.existing(name)
+	if err != nil {
+		return err
+	}
+	var u undo
+	defer u.run()
+	if err := c.setValues(set, places, &u); err != nil {
+		return err
+	}
+	u.release()
+	return nil
+}
+
+// setValues plans every write, decides on every file, and only then writes;
+// what cannot be taken back comes last.
+func (c *call) setValues(set *settings, places []*place, u *undo) error {
+	if len(set.all) == 0 {
+		return nil
+	}
+	plan := &plan{call: c, places: places, name: set.name, pending: map[string]string{}}
+	for _, s := range set.all {
+		if err := plan.add(s); err != nil {
+			return err
+		}
+	}
+	ws := plan.writes
+	slices.SortStableFunc(ws, func(a, b *write) int {
+		switch {
+		case a.final == b.final:
+			return 0
+		case b.final:
+			return -1
+		}
+		return 1
+	})
+	if len(ws) > 1 {
+		for _, w := range ws {
+			if err := plan.remember(w); err != nil {
+				return c.kernel(w.subject, err)
+			}
+		}
+	}
+	return c.write(ws, u)
+}
+
+// write writes in order. It is the only place that writes a control file's
+// value.
+func (c *call) write(ws []*write, u *undo) error {
+	for _, w := range ws {
+		if !w.decision.Allowed() {
+			return api.Errorf(api.Denied, "%s %s: not decided", c.op, w.subject)
+		}
+		if err := w.file.Write(w.value); err != nil {
+			return c.kernel(w.subject, err)
+		}
+		if w.undos {
+			u.add(func() {
+				old, ok := cgfs.Restore(w.file.Name(), w.value, w.old)
+				if !ok {
+					return
+				}
+				if err := w.file.Write(old); err != nil {
+					c.m.log.WithFields(logrus.Fields{"op": c.op, "target": w.subject}).WithError(err).Error("undo of a write failed")
+				}
+			})
+		}
+		c.done(w.subject, w.decision)
+	}
+	return nil
+}
+
+// plan is the writes of one request, in the making.
+type plan struct {
+	*call
+	places []*place
+	name   string
+	writes []*write
+	dirs   []*place // of each write
+	// pending holds values that are going to be written, by controller and
+	// file: a later key is translated as if they were there.
+	pending map[string]string
+}
+
+func (p *plan) place(h *cgfs.Hierarchy) *place {
+	for _, at := range p.places {
+		if at.h == h {
+			return at
+		}
+	}
+	return nil
+}
+
+func (p *plan) add(s setting) error {
+	var todo []cgfs.Write
+	if s.key != nil {
+		var err error
+		if todo, err = s.key.Writes(p.m.set, s.value, p.read); err != nil {
+			return p.kernel("key "+quote(s.name)+" of "+quote(p.name), err)
+		}
+	} else {
+		todo = []cgfs.Write{{Controller: s.controller, File: s.name, Value: s.value, Final: cgfs.Final(s.name)}}
+	}
+	for _, t := range todo {
+		h := s.h
+		if t.Controller != "" && t.Controller != s.controller {
+			var ok bool
+			if h, ok = p.m.set.ByController(t.Controller); !ok {
+				return api.Errorf(api.Unsupported, "%s: key %q: this host has no controller %q", p.op, s.name, t.Controller)
+			}
+		}
+		subject := "key " + quote(s.name) + " of " + quote(p.name)
+		at := p.place(h)
+		if at == nil {
+			return api.Errorf(api.NotFound, "%s %s: the cgroup does not exist in the hierarchy of %s", p.op, subject, h.Name())
+		}
+		w, err := p.planWrite(at, t.File, t.Value, subject)
+		if err != nil {
+			return err
+		}
+		w.key, w.final = s.name, t.Final
+		p.writes, p.dirs = append(p.writes, w), append(p.dirs, at)
+		p.pending[t.Controller+"/"+t.File] = t.Value
+	}
+	return nil
+}
+
+// planWrite opens a control file for writing and decides on it.
+func (c *call) planWrite(at *place, file, value, subject string) (*write, error) {
+	// What is no key for writing is refused before it is opened.
+	if privcheck.ClassOf(file) == privcheck.NeverWritten {
+		_, err := c.decide(subject, func(p *party) privcheck.Decision {
+			return privcheck.SetValue(p.r, at.of(p), file, value, privcheck.Object{})
+		})
+		return nil, err
+	}
+	f, o, err := c.file(at, file, cgfs.ForWrite)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name())
+	}
+	if err != nil {
+		return nil, c.kernel(subject, err)
+	}
+	d, err := c.decide(subject, func(p *party) privcheck.Decision {
+		return privcheck.SetValue(p.r, at.of(p), file, value, o)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &write{file: f, value: value, decision: d, subject: subject}, nil
+}
+
+// remember reads what a file holds before it is written.
+func (p *plan) remember(w *write) error {
+	i := slices.Index(p.writes, w)
+	if w.final && !cgfs.Readable(w.file.Name()) {
+		return nil
+	}
+	f, _, err := p.file(p.dirs[i], w.file.Name(), cgfs.ForRead)
+	if err != nil {
+		return err
+	}
+	b, err := f.Read(maxValue)
+	if err != nil {
+		return err
+	}
+	w.old, w.undos = string(b), true
+	return nil
+}
+
+// read is the cgfs.Reader of a request: it reads a control file of the cgroup
+// in question, or, where the cgroup does not exist in that hierarchy, of the
+// nearest one above it that does, if the parties may.
+func (p *plan) read(controller, file string) (string, error) {
+	if v, ok := p.pending[controller+"/"+file]; ok {
+		return v, nil
+	}
+	return p.readFile(p.places, controller, file, p.name)
+}
+
+func (c *call) readFile(places []*place, controller, file, name string) (string, error) {
+	var at *place
+	for _, p := range places {
+		if controller == "" && p.h.Version() == cgfs.V2 || controller != "" && p.h.Has(controller) {
+			at = p
+		}
+	}
+	if at == nil {
+		h, ok := c.m.set.ByController(controller)
+		if !ok {
+			return "", cgfs.ErrNoController
+		}
+		path := join(c.r().own(h), name)
+		if err := c.confined(h, path, quote(name)); err != nil {
+			return "", err
+		}
+		var err error
+		if at, _, err = c.openDeepest(h, path); err != nil {
+			return "", err
+		}
+	}
+	b, err := c.value(at, file, "key "+quote(file)+" of "+quote(name))
+	return strings.TrimRight(string(b), "\n"), err
+}
+
+// value reads a control file if the parties may.
+func (c *call) value(at *place, file, subject string) ([]byte, error) {
+	f, o, err := c.file(at, file, cgfs.ForRead)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name())
+	}
+	if err != nil {
+		return nil, c.kernel(subject, err)
+	}
+	if _, err := c.decide(subject, func(p *party) privcheck.Decision {
+		return privcheck.ReadValue(p.r, at.of(p), o)
+	}); err != nil {
+		return nil, err
+	}
+	b, err := f.Read(maxValue)
+	if err != nil {
+		return nil, c.kernel(subject, err)
+	}
+	return b, nil
+}
+
+// GetValue implements api.CGManager1.
+func (m *Manager) GetValue(rq *api.Request, name string, keys []string) (map[string]string, error) {
+	c, err := m.begin("GetValue", rq)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	out := make(map[string]string, len(keys))
+	var places []*place
+	for _, k := range keys {
+		s, err := c.parseKey(k)
+		if err != nil {
+			return nil, err
+		}
+		if places == nil {
+			if places, err = c.existing(name); err != nil {
+				return nil, err
+			}
+		}
+		v, err := c.get(s, places, name)
+		if err != nil {
+			return nil, err
+		}
+		out[k] = v
+	}
+	return out, nil
+}
+
+func (c *call) get(s setting, places []*place, name string) (string, error) {
+	subject := "key " + quote(s.name) + " of " + quote(name)
+	if s.key != nil {
+		v, err := s.key.Value(c.m.set, func(controller, file string) (string, error) {
+			return c.readFile(places, controller, file, name)
+		})
+		if err != nil {
+			return "", c.kernel(subject, err)
+		}
+		return v, nil
+	}
+	if s.controller == "" && (s.name == "tasks" || s.name == "cgroup.procs" || s.name == "cgroup.threads") {
+		return c.tasksValue(places, s.name)
+	}
+	for _, at := range places {
+		if at.h == s.h {
+			b, err := c.value(at, s.name, subject)
+			return strings.TrimRight(string(b), "\n"), err
+		}
+	}
+	return "", api.Errorf(api.NotFound, "%s %s: the cgroup does not exist in the hierarchy of %s", c.op, subject, s.h.Name())
+}
