@@ -209,7 +209,7 @@ func newMethods() []method {
 	one := func(name, key string, decide func(*question) privcheck.Decision) {
 		all = append(all, method{iface: "CGManager1", name: name, key: key, decide: decide})
 	}
-	one("ListControllers", "", (*question).list)
+	one("ListControllers", "", (*question).look)
 	one("Create", "", (*question).create)
 	one("SetValue", limit, set(limit))
 	one("SetValue", oom, set(oom))
@@ -338,6 +338,10 @@ func (q *question) place(path string) privcheck.Place {
 }
 
 func (q *question) here() privcheck.Place { return q.place(q.target.path()) }
+
+func (q *question) look() privcheck.Decision {
+	return privcheck.Over(q.r, q.here(), q.target.dir(), privcheck.Search)
+}
 
 func (q *question) list() privcheck.Decision {
 	return privcheck.ReadValue(q.r, q.here(), q.target.dir())
