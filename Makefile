@@ -40,8 +40,8 @@ test: ## install what the tests need and run all of them (root)
 test-short: ## run the tests that any user can run, in seconds
 	$(GO) test -short -timeout 2m ./...
 
-race: ## run the same under the race detector
-	$(GO) test -race -short -timeout 5m ./...
+race: ## run the same under the race detector, but for the end-to-end tests
+	$(GO) test -race -short -timeout 5m $$($(GO) list ./... | grep -v /test/)
 
 lint: $(LINTER) ## gofmt, go vet and golangci-lint
 	$(GO) vet ./...
