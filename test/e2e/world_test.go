@@ -2,9 +2,15 @@ package e2e_test
 
 import (
 	"fmt"
+	"maps"
+	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cgmanager/test/harness"
 )
@@ -14,6 +20,8 @@ type world struct {
 	*testing.T
 	*harness.Tree
 	d *harness.Daemon
+	// watch are processes that no attack may move or end.
+	watch []*harness.Proc
 }
 
 func newWorld(t *testing.T) *world {
@@ -23,10 +31,20 @@ func newWorld(t *testing.T) *world {
 	return &world{T: t, Tree: tree, d: harness.StartDaemon(t)}
 }
 
-// refused is Tree.Refused for this test.
+// refused is Tree.Refused for this test, and looks after the watched
+// processes too.
 func (w *world) refused(what string, attack func() error) {
 	w.Helper()
+	var before []map[string]string
+	for _, p := range w.watch {
+		before = append(before, p.Cgroups())
+	}
 	w.Refused(w.T, what, attack)
+	for i, p := range w.watch {
+		if after := p.Cgroups(); !p.Alive() || !maps.Equal(before[i], after) {
+			w.Errorf("%s: a watched process was in %v, is in %v", what, before[i], after)
+		}
+	}
 }
 
 // second drops a result that an attack does not look at.
@@ -115,4 +133,90 @@ func (w *world) in(p *harness.Proc, but ...string) string {
 		return rest
 	}
 	return one
+}
+
+// level is how many containers b is in, itself included.
+func (b *box) level() int { return strings.Count(b.cg, "/") + 1 }
+
+// sees returns p's credential by the numbers of b's namespaces.
+func (b *box) sees(p *harness.Proc) harness.Cred {
+	b.w.Helper()
+	return harness.Cred{PID: p.NSpid()[b.level()], UID: p.HostUID - b.first, GID: p.HostGID - b.first}
+}
+
+// named are the hierarchies that a request touches only when it names them.
+func named() []string {
+	var n []string
+	for _, h := range harness.Hierarchies() {
+		if h.Named() {
+			n = append(n, h.Name)
+		}
+	}
+	return n
+}
+
+// controllers are the hierarchies that every request touches.
+func controllers() []harness.Hierarchy {
+	var hs []harness.Hierarchy
+	for _, h := range harness.Hierarchies() {
+		if !h.Named() {
+			hs = append(hs, h)
+		}
+	}
+	return hs
+}
+
+// asker makes requests that must succeed.
+type asker struct {
+	testing.TB
+	c *harness.Conn
+}
+
+func (a asker) v1(member string, args ...any) []any {
+	a.Helper()
+	return a.ok(harness.V1, member, args)
+}
+
+func (a asker) v0(member string, args ...any) []any {
+	a.Helper()
+	return a.ok(harness.V0, member, args)
+}
+
+func (a asker) ok(iface, member string, args []any) []any {
+	a.Helper()
+	r, err := a.c.Call(iface, member, args...)
+	if err != nil {
+		a.Fatalf("%s%q: %v", member, args, err)
+	}
+	return r
+}
+
+// want compares a result with what it should be.
+func want(t testing.TB, what string, got, want any) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%s is %#v, want %#v", what, got, want)
+	}
+}
+
+// owner is the owner of a file of a cgroup on the host.
+func (w *world) owner(h harness.Hierarchy, cg, file string) string {
+	w.Helper()
+	var st unix.Stat_t
+	if err := unix.Lstat(filepath.Join(w.Dir(h, cg), file), &st); err != nil {
+		w.Fatal(err)
+	}
+	return fmt.Sprintf("%d:%d", st.Uid, st.Gid)
+}
+
+// eventually waits up to five seconds for a condition.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for range 1000 {
+		if cond() {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Errorf("%s: not within 5 s", what)
 }

@@ -254,6 +254,44 @@ func (p *Proc) Exec(as *Cred, argv ...string) (string, int) {
 	return string(rp.Data), rp.Num
 }
 
+// Child is a program that a puppet launched.
+type Child struct {
+	// PID is its number in the puppet's pid namespace.
+	PID int
+	// In is the other end of its standard input, Out of its output.
+	In, Out *os.File
+	p       *Proc
+}
+
+// Launch starts a program as p's child, in p's cgroups, and does not wait for
+// it. as may be nil.
+func (p *Proc) Launch(as *Cred, argv ...string) *Child {
+	p.t.Helper()
+	rp, fds := p.must(request{Op: "launch", Argv: argv, Cred: as})
+	return &Child{PID: rp.Num, In: os.NewFile(uintptr(fds[0]), "in"), Out: os.NewFile(uintptr(fds[1]), "out"), p: p}
+}
+
+// Kill kills the child, which has not been waited for.
+func (c *Child) Kill() error {
+	_, _, err := c.p.do(request{Op: "kill", FD: c.PID, Num: int(unix.SIGKILL)})
+	return err
+}
+
+// End closes the pipes, after which the test's programs end, kills if that
+// takes more than the timeout, and returns how it ended.
+func (c *Child) End(timeout time.Duration) (unix.WaitStatus, error) {
+	c.In.Close()
+	c.Out.Close()
+	rp, _, err := c.p.do(request{Op: "wait", Num: c.PID, Wait: timeout})
+	if errors.Is(err, unix.ETIMEDOUT) {
+		if err := c.Kill(); err != nil {
+			return 0, err
+		}
+		rp, _, err = c.p.do(request{Op: "wait", Num: c.PID, Wait: 5 * time.Second})
+	}
+	return unix.WaitStatus(rp.Num), err
+}
+
 // Socket makes an AF_UNIX socket of the type in p.
 func (p *Proc) Socket(typ int) int {
 	p.t.Helper()
@@ -357,8 +395,13 @@ func CgroupsOf(pid int) map[string]string {
 	if err != nil {
 		return nil
 	}
+	return ParseCgroups(string(b))
+}
+
+// ParseCgroups parses a /proc/PID/cgroup (cgroups(7)).
+func ParseCgroups(s string) map[string]string {
 	m := map[string]string{}
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(s) {
 		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
 		if len(f) != 3 {
 			continue
@@ -373,3 +416,28 @@ func CgroupsOf(pid int) map[string]string {
 }
 
 var ignoreSIGPIPE = sync.OnceFunc(func() { signal.Ignore(unix.SIGPIPE) })
+
+// NSpid returns p's numbers in its pid namespaces, from the test's inwards
+// (proc_pid_status(5)).
+func (p *Proc) NSpid() []int32 {
+	p.t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.HostPID))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			var pids []int32
+			for _, f := range strings.Fields(v) {
+				n, err := strconv.ParseInt(f, 10, 32)
+				if err != nil {
+					p.t.Fatal(err)
+				}
+				pids = append(pids, int32(n))
+			}
+			return pids
+		}
+	}
+	p.t.Fatal("no NSpid line")
+	return nil
+}

@@ -136,6 +136,11 @@ func puppetMain() {
 			fmt.Fprintln(os.Stderr, "puppet: reply:", err)
 			os.Exit(1)
 		}
+		if rq.Op == "launch" {
+			for _, fd := range out {
+				unix.Close(fd)
+			}
+		}
 	}
 }
 
@@ -146,8 +151,7 @@ func mountProc() error {
 	return unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
-// act does one request. The files it returns are sent with the reply, and
-// stay open.
+// act does one request. The files it returns are sent with the reply.
 func act(rq *request, fds []int, rp *reply) ([]int, error) {
 	switch rq.Op {
 	case "spawn":
@@ -203,6 +207,10 @@ func act(rq *request, fds []int, rp *reply) ([]int, error) {
 		return nil, err
 	case "exec":
 		return nil, runCommand(rq, rp)
+	case "launch":
+		return launch(rq, rp)
+	case "kill":
+		return nil, unix.Kill(rq.FD, unix.Signal(rq.Num))
 	case "run":
 		f, ok := inside[rq.Path]
 		if !ok {
@@ -266,6 +274,43 @@ func runCommand(rq *request, rp *reply) error {
 		rp.Num, err = ee.ExitCode(), nil
 	}
 	return err
+}
+
+// launch starts a program with pipes as its standard input and output, whose
+// other ends go to the test.
+func launch(rq *request, rp *reply) ([]int, error) {
+	var in, out [2]int
+	if err := unix.Pipe2(in[:], unix.O_CLOEXEC); err != nil {
+		return nil, err
+	}
+	defer unix.Close(in[0])
+	defer unix.Close(in[1])
+	if err := unix.Pipe2(out[:], unix.O_CLOEXEC); err != nil {
+		return nil, err
+	}
+	defer unix.Close(out[0])
+	defer unix.Close(out[1])
+	attr := deathsig()
+	if rq.Cred != nil {
+		attr.Credential = &syscall.Credential{Uid: rq.Cred.UID, Gid: rq.Cred.GID}
+	}
+	pid, err := syscall.ForkExec(rq.Argv[0], rq.Argv, &syscall.ProcAttr{
+		Dir: "/", Files: []uintptr{uintptr(in[0]), uintptr(out[1]), 2}, Sys: attr,
+	})
+	if err != nil {
+		return nil, err
+	}
+	rp.Num = pid
+	// Copies, because the originals are closed here.
+	var fds []int
+	for _, fd := range []int{in[1], out[0]} {
+		d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 10)
+		if err != nil {
+			return nil, err
+		}
+		fds = append(fds, d)
+	}
+	return fds, nil
 }
 
 // startPuppet clones a puppet that is described by s, with control as its end

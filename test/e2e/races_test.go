@@ -1,0 +1,523 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/test/harness"
+)
+
+// raceTime bounds a race in time, should its rounds not fit.
+const raceTime = 60 * time.Second
+
+// rounds calls f n times, or as often as fits into raceTime.
+func rounds(t *testing.T, n int, f func(round int)) {
+	t.Helper()
+	n = harness.Rounds(n)
+	end := time.Now().Add(raceTime)
+	for i := range n {
+		if time.Now().After(end) {
+			t.Logf("%d of %d rounds fit in %v", i, n, raceTime)
+			return
+		}
+		f(i)
+		if t.Failed() {
+			t.Fatalf("in round %d", i)
+		}
+	}
+}
+
+// reuse is the argument of reusePID.
+type reuse struct {
+	Victim  int
+	Program string
+}
+
+// reusePID runs in a container's first process: it kills its child Victim and
+// starts another program, as root, that gets the number (ns_last_pid, which
+// the kernel keeps for each pid namespace). It returns the new one's number.
+var reusePID = harness.Inside("reusePID", func(a reuse) (int, error) {
+	if err := unix.Kill(a.Victim, unix.SIGKILL); err != nil {
+		return 0, err
+	}
+	if _, err := unix.Wait4(a.Victim, nil, 0, nil); err != nil {
+		return 0, err
+	}
+	if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(fmt.Sprint(a.Victim-1)), 0); err != nil {
+		return 0, err
+	}
+	// Standard input is nothing: it would end at once if it were read.
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return 0, err
+	}
+	defer unix.Close(p[0])
+	// The write end stays open until the process is ended.
+	strangers[a.Victim] = p[1]
+	return syscall.ForkExec(a.Program, []string{a.Program, "pause"}, &syscall.ProcAttr{
+		Dir: "/", Files: []uintptr{uintptr(p[0]), 1, 2},
+		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+	})
+})
+
+// strangers are the write ends of the standard inputs of what reusePID
+// started, by the number that was to be reused.
+var strangers = map[int]int{}
+
+// endStranger ends what reusePID started and tells whether it still lived.
+var endStranger = harness.Inside("endStranger", func(a struct{ Victim, PID int }) (bool, error) {
+	defer delete(strangers, a.Victim)
+	if err := unix.Close(strangers[a.Victim]); err != nil {
+		return false, err
+	}
+	var ws unix.WaitStatus
+	if _, err := unix.Wait4(a.PID, &ws, 0, nil); err != nil {
+		return false, err
+	}
+	return ws.Exited() && ws.ExitStatus() == 0, nil
+})
+
+// A victim ends while the request is on its way, and a stranger gets its
+// number: it must not be moved or killed in its place.
+func TestKernelRacePIDReuse(t *testing.T) {
+	harness.Require(t, "cc")
+	w := newWorld(t)
+	victim := harness.Program(t, "testdata/victim.c", 0o755)
+	// A pid namespace, so that nobody else takes numbers; uid 1000 asks.
+	b := w.placed(harness.Start(t, harness.Spec{PIDNS: true}), "c1")
+	w.Make("c1/dst", 1000, 1000)
+	r := b.user(1000)
+	c := r.MustDial(w.d.Sock)
+	defer c.Close()
+
+	race := func(t *testing.T, request func(pid int) error, check func(host int, err error)) {
+		hits, done := 0, 0
+		rounds(t, 1000, func(int) {
+			v := b.Launch(&harness.Cred{UID: 1000, GID: 1000}, victim, "pause")
+			type result struct {
+				pid int
+				err error
+			}
+			res := make(chan result)
+			jitter := time.Duration(rand.Int64N(int64(600 * time.Microsecond)))
+			go func() {
+				spin(jitter)
+				var s result
+				s.err = b.Run(reusePID, reuse{v.PID, victim}, &s.pid)
+				res <- s
+			}()
+			if j := rand.Int64N(int64(1200 * time.Microsecond)); j%4 != 0 {
+				spin(time.Duration(j))
+			}
+			err := request(v.PID)
+			s := <-res
+			v.In.Close()
+			v.Out.Close()
+			if s.err != nil {
+				t.Fatal(s.err)
+			}
+			if why := clean(err); why != "" {
+				t.Error(why)
+			}
+			if err == nil {
+				done++
+			}
+			if s.pid == v.PID {
+				hits++
+				if host := hostPID(t, b, s.pid); host != 0 {
+					check(host, err)
+				}
+			}
+			var alive bool
+			if err := b.Run(endStranger, struct{ Victim, PID int }{v.PID, s.pid}, &alive); err != nil {
+				t.Fatal(err)
+			}
+			if !alive {
+				t.Errorf("the stranger was killed; the answer was %v", err)
+			}
+		})
+		t.Logf("the number was reused %d times, the request succeeded %d times", hits, done)
+		if hits < harness.Rounds(1000)/4 {
+			t.Error("the number was hardly ever reused")
+		}
+	}
+	t.Run("Move", func(t *testing.T) {
+		race(t, func(pid int) error { return second(c.V1("Move", "dst", uint32(pid))) },
+			func(host int, err error) {
+				for h, cg := range harness.CgroupsOf(host) {
+					if cg != w.Path("c1") {
+						t.Errorf("the stranger is in %s:%s; the answer was %v", h, cg, err)
+					}
+				}
+			})
+	})
+	t.Run("MovePid", func(t *testing.T) {
+		race(t, func(pid int) error { return second(c.V0("MovePid", "all", "dst", int32(pid))) },
+			func(host int, err error) {
+				for h, cg := range harness.CgroupsOf(host) {
+					if cg != w.Path("c1") {
+						t.Errorf("the stranger is in %s:%s; the answer was %v", h, cg, err)
+					}
+				}
+			})
+	})
+	t.Run("Kill", func(t *testing.T) {
+		// The victim is in dst when it ends; the stranger never is.
+		race(t, func(pid int) error {
+			_, _ = c.V0("MovePid", "pids,freezer", "dst", int32(pid))
+			return second(c.V1("Kill", "dst"))
+		}, func(int, error) {})
+	})
+}
+
+// hostPID finds the process that has a number in the container, by looking at
+// the container's cgroups.
+func hostPID(t *testing.T, b *box, pid int) int {
+	t.Helper()
+	h := harness.Find(t, "pids")
+	for _, cg := range []string{b.cg, b.cg + "/dst"} {
+		for _, f := range strings.Fields(b.w.Read(h, cg, "cgroup.procs")) {
+			st, err := os.ReadFile(filepath.Join("/proc", f, "status"))
+			if err == nil && strings.Contains(string(st), fmt.Sprintf("\nNSpid:\t%s\t%d\n", f, pid)) {
+				var n int
+				_, _ = fmt.Sscan(f, &n)
+				return n
+			}
+		}
+	}
+	return 0
+}
+
+// A cgroup is renamed, or removed, and another owner's takes its name while
+// requests about it are on their way: that one must not be touched.
+func TestKernelRaceReplacedCgroup(t *testing.T) {
+	w := newWorld(t)
+	pids := harness.Find(t, "pids")
+	w.Make("yard", 0, 0)
+	r, v := w.host(1000, "yard"), w.host(1000, "yard")
+	c := r.MustDial(w.d.Sock)
+	defer c.Close()
+	dir := w.Dir(pids, "yard")
+	at := func(name string) string { return filepath.Join(dir, name) }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	requests := []func() error{
+		func() error { return second(c.V0("Create", "pids", "a/x")) },
+		func() error {
+			return second(c.V1("Create", "a/x/y", []string{"pids"}, map[string]string{"pids.limit": "5"}))
+		},
+		func() error { return second(c.V0("SetValue", "pids", "a", "pids.max", "6")) },
+		func() error { return second(c.V1("SetValue", "a", map[string]string{"pids.limit": "6"})) },
+		func() error { return second(c.V0("MovePid", "pids", "a", v.PID)) },
+		func() error { return second(c.V1("Move", "a", uint32(v.PID))) },
+		func() error { return second(c.V0("Chmod", "pids", "a", "", int32(0o770))) },
+		func() error { return second(c.V0("Chmod", "pids", "a", "tasks", int32(0o666))) },
+		func() error { return second(c.V0("RemoveOnEmpty", "pids", "a/none")) },
+		func() error { return second(c.V1("Kill", "a")) },
+	}
+	outcome := map[bool]int{}
+	rounds(t, 1000, func(round int) {
+		w.MakeIn("yard/a", 1000, 1000, pids)
+		must(os.Chown(filepath.Join(at("a"), "pids.max"), 1000, 1000))
+		request := requests[round%len(requests)]
+		jitter := time.Duration(rand.Int64N(int64(500 * time.Microsecond)))
+		res := make(chan error)
+		go func() { res <- request() }()
+		spin(jitter)
+		// Removing fails if the request has put something in: then rename.
+		if round/len(requests)%2 == 0 || os.Remove(at("a")) != nil {
+			must(os.Rename(at("a"), at("b")))
+		}
+		w.MakeIn("yard/a", 0, 0, pids)
+		w.Write(pids, "yard/a", "pids.max", "77")
+		bystander := -1
+		if round%len(requests) == len(requests)-1 {
+			// Somebody else's process for Kill to hit.
+			bystander = r.HostPID
+			w.Write(pids, "yard/a", "cgroup.procs", fmt.Sprint(bystander))
+		}
+		err := <-res
+		if why := clean(err); why != "" {
+			t.Error(why)
+		}
+		outcome[err == nil]++
+		if bystander > 0 {
+			w.Write(pids, "yard", "cgroup.procs", fmt.Sprint(bystander))
+		}
+		// What the other owner made is as it was.
+		want(t, "limit", w.Read(pids, "yard/a", "pids.max"), "77")
+		want(t, "tasks", w.Read(pids, "yard/a", "cgroup.procs"), "")
+		var st unix.Stat_t
+		must(unix.Stat(at("a"), &st))
+		want(t, "mode", st.Mode&0o7777, uint32(0o755))
+		want(t, "owner", st.Uid, uint32(0))
+		want(t, "links", st.Nlink, uint64(2)) // no child
+		must(unix.Stat(filepath.Join(at("a"), "tasks"), &st))
+		want(t, "mode of tasks", st.Mode&0o7777, uint32(0o644))
+
+		w.Write(pids, "yard", "cgroup.procs", fmt.Sprint(v.HostPID))
+		for _, d := range []string{"b/x/y", "b/x", "b", "a"} {
+			if err := os.Remove(at(d)); err != nil && !errors.Is(err, unix.ENOENT) {
+				t.Fatal(err)
+			}
+		}
+	})
+	t.Logf("%d requests succeeded on the old one, %d were refused", outcome[true], outcome[false])
+	if outcome[true] == 0 || outcome[false] == 0 {
+		t.Error("there was no race: widen the jitter")
+	}
+}
+
+// The host moves the requestor between two calls: the next call is confined to
+// the new cgroup.
+func TestKernelRaceMovedRequestor(t *testing.T) {
+	w := newWorld(t)
+	pids := harness.Find(t, "pids")
+	for _, cg := range []string{"x", "y", "jail"} {
+		w.Make(cg, 1000, 1000)
+	}
+	w.Own("jail", 0, 0)
+	r := w.host(1000, "x")
+	c := r.MustDial(w.d.Sock)
+	defer c.Close()
+	in := func(cg, name string) bool { return w.Exists(pids, cg+"/"+name) }
+	rounds(t, 1000, func(round int) {
+		cg, other := "x", "y"
+		if round%2 == 1 {
+			cg, other = other, cg
+		}
+		w.PlaceIn(r, cg, pids)
+		name := fmt.Sprint("n", round)
+		if _, err := c.V0("Create", "pids", name); err != nil {
+			t.Fatal(err)
+		}
+		if !in(cg, name) || in(other, name) {
+			t.Fatalf("in %s it created in %s: %v, in %s: %v", cg, cg, in(cg, name), other, in(other, name))
+		}
+		where, err := c.V0("GetPidCgroup", "pids", r.PID)
+		if err != nil || len(where) != 1 || (where[0] != "" && where[0] != "/") {
+			t.Fatalf("its own cgroup is %q, %v", where, err)
+		}
+		w.PlaceIn(r, "jail", pids)
+		if _, err := c.V0("Create", "pids", name+"x"); err == nil {
+			t.Fatal("in the jail it created something")
+		}
+		if _, err := c.V0("Remove", "pids", name, int32(0)); err == nil && !in(cg, name) {
+			t.Fatal("from the jail it removed something")
+		}
+		w.PlaceIn(r, cg, pids)
+		if got, err := c.V0("Remove", "pids", name, int32(0)); err != nil || got[0] != int32(1) {
+			t.Fatalf("Remove: %v, %v", got, err)
+		}
+	})
+
+	// And while a call is on its way: it lands in one of the two.
+	rounds(t, 500, func(round int) {
+		name := fmt.Sprint("m", round)
+		w.PlaceIn(r, "x", pids)
+		res := make(chan error)
+		go func() { res <- second(c.V0("Create", "pids", name)) }()
+		spin(time.Duration(rand.Int64N(int64(300 * time.Microsecond))))
+		w.PlaceIn(r, "y", pids)
+		err := <-res
+		if why := clean(err); why != "" {
+			t.Error(why)
+		}
+		made := 0
+		for _, cg := range []string{"x", "y"} {
+			if in(cg, name) {
+				made++
+				if err := os.Remove(w.Dir(pids, cg+"/"+name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err == nil && made != 1 || err != nil && made != 0 {
+			t.Errorf("%d cgroups made; the answer was %v", made, err)
+		}
+	})
+}
+
+// reapAll runs in a subreaper: it collects what a killed fork bomb leaves.
+var reapAll = harness.Inside("reapAll", func(struct{}) (int, error) {
+	n := 0
+	for {
+		pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+		switch {
+		case pid > 0:
+			n++
+		case errors.Is(err, unix.EINTR):
+		default:
+			return n, nil
+		}
+	}
+})
+
+var becomeSubreaper = harness.Inside("becomeSubreaper", func(struct{}) (int, error) {
+	return 0, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+})
+
+// A fork bomb of 200 processes is killed whole, or the answer is Busy.
+func TestKernelRaceKillForkBomb(t *testing.T) {
+	harness.Require(t, "cc")
+	w := newWorld(t)
+	victim := harness.Program(t, "testdata/victim.c", 0o755)
+	pids, freezer := harness.Find(t, "pids"), harness.Find(t, "freezer")
+	w.Make("yard", 0, 0)
+	w.MakeIn("yard/k", 1000, 1000, pids, freezer)
+	w.Write(pids, "yard/k", "pids.max", "200")
+	launcher, r := w.host(1000, "yard"), w.host(1000, "yard")
+	mate := w.host(1000, "yard")
+	w.watch = []*harness.Proc{launcher, r, mate}
+	if err := launcher.Run(becomeSubreaper, struct{}{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	c := r.MustDial(w.d.Sock)
+	defer c.Close()
+	busy, largest := 0, 0
+	rounds(t, 1000, func(int) {
+		bomb := launcher.Launch(nil, victim, "bomb")
+		defer bomb.In.Close()
+		defer bomb.Out.Close()
+		for _, h := range []harness.Hierarchy{pids, freezer} {
+			w.Write(h, "yard/k", "cgroup.procs", fmt.Sprint(bomb.PID))
+		}
+		if _, err := bomb.In.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		spin(time.Duration(rand.Int64N(int64(8 * time.Millisecond))))
+		var n int
+		_, _ = fmt.Sscan(w.Read(pids, "yard/k", "pids.current"), &n)
+		largest = max(largest, n)
+		for try := 0; ; try++ {
+			_, err := c.V1("Kill", "k")
+			if err == nil {
+				break
+			}
+			var de *harness.DBusError
+			if !errors.As(err, &de) || de.Name != "org.linuxcontainers.CGManager1.Error.Busy" || try == 20 {
+				t.Fatalf("Kill: %v", err)
+			}
+			busy++
+		}
+		// All are dead, at once: cgroup.procs may still list who is ending.
+		deadline := time.Now().Add(2 * time.Second)
+		for alive := ""; ; {
+			if alive = running(t, w.Read(pids, "yard/k", "cgroup.procs")); alive == "" {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("alive after Kill: %s", alive)
+			}
+			time.Sleep(200 * time.Microsecond)
+		}
+		for w.Read(pids, "yard/k", "pids.current") != "0" {
+			if err := launcher.Run(reapAll, struct{}{}, nil); err != nil {
+				t.Fatal(err)
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("zombies stay")
+			}
+		}
+		for _, p := range w.watch {
+			if !p.Alive() {
+				t.Fatal("Kill reached outside")
+			}
+		}
+	})
+	t.Logf("up to %d processes at the time of Kill; %d times Busy", largest, busy)
+	want(t, "freezer.state", w.Read(freezer, "yard/k", "freezer.state"), "THAWED")
+	if largest < 100 {
+		t.Errorf("the bomb had only %d processes", largest)
+	}
+}
+
+// running returns those of the pids that are not ending.
+func running(t *testing.T, procs string) string {
+	t.Helper()
+	var out []string
+	for _, pid := range strings.Fields(procs) {
+		st, err := os.ReadFile(filepath.Join("/proc", pid, "stat"))
+		if err != nil {
+			continue
+		}
+		if _, after, ok := strings.Cut(string(st), ") "); ok && after[0] != 'Z' && after[0] != 'X' {
+			out = append(out, pid)
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+// The attacker turns its own pair to a service between the daemon's look at
+// it and its writing.
+func TestKernelRaceTurnedSideChannel(t *testing.T) {
+	w := newWorld(t)
+	w.Make("yard", 1000, 1000)
+	r := w.host(1000, "yard")
+	turner := w.host(1000, "yard")
+	root := w.host(0, ".")
+	path := filepath.Join(harness.PublicDir(t), "service")
+	fd := root.Socket(unix.SOCK_DGRAM)
+	root.PassCred(fd)
+	root.Bind(fd, path)
+	if err := unix.Chmod(path, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	c := r.MustDial(w.d.Sock)
+	defer func() { c.Close() }()
+	answers := map[string]int{}
+	rounds(t, 500, func(int) {
+		ours, theirs := r.Socketpair(unix.SOCK_DGRAM)
+		r.PassCred(ours)
+		theirsToo := r.Give(theirs, turner)
+		// The credential waits for the daemon, so that it goes on at once.
+		if err := r.Send(ours, []byte{0}, &r.Cred); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		jitter := time.Duration(rand.Int64N(int64(600 * time.Microsecond)))
+		go func() {
+			defer close(done)
+			spin(jitter)
+			_ = turner.Connect(theirsToo, path)
+		}()
+		_, err := c.V0("GetTasksRecursiveScm", "pids", "", harness.FD(theirs))
+		<-done
+		turner.Close(theirsToo)
+		switch {
+		case errors.Is(err, harness.ErrClosed):
+			answers["closed"]++
+			c.Close()
+			c = r.MustDial(w.d.Sock)
+		case clean(err) != "":
+			t.Error(clean(err))
+		case err != nil:
+			answers["refused"]++
+		default:
+			answers["taken"]++
+		}
+		r.Close(ours)
+		r.Close(theirs)
+		if d, err := root.Recv(fd, 0); err == nil {
+			t.Errorf("the service got %q from %+v", d.Data, d.Cred)
+		}
+	})
+	t.Log(maps.Collect(maps.All(answers)))
+	if d, err := root.Recv(fd, 300*time.Millisecond); err == nil {
+		t.Errorf("the service got %q from %+v", d.Data, d.Cred)
+	}
+}
