@@ -1,0 +1,166 @@
+// Command cgmanager is the daemon that parcels out cgroups to processes on the
+// host and in containers. docs/man/cgmanager.8.md describes it.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/pflag"
+
+	"cgmanager/api/server"
+	"cgmanager/cgfs"
+	"cgmanager/manager"
+)
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// options are the command line's.
+type options struct {
+	mount, skip []string
+	maxDepth    int
+	daemon      bool
+	sigstop     bool
+	listen      []string
+	stateDir    string
+	logLevel    string
+	version     bool
+	help        bool
+}
+
+func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
+	var o options
+	f := pflag.NewFlagSet("cgmanager", pflag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.Usage = func() {}
+	f.StringSliceVarP(&o.mount, "mount", "m", nil, "bind these `controllers`, or name=X, to a new v1 hierarchy if they have none")
+	f.StringSliceVarP(&o.skip, "skip", "M", nil, "leave the hierarchies of these `controllers` alone")
+	f.IntVar(&o.maxDepth, "max-depth", manager.DefaultMaxDepth, "how deep below a hierarchy's root a cgroup may be created")
+	f.BoolVar(&o.daemon, "daemon", false, "go to the background once the sockets are served")
+	f.BoolVar(&o.sigstop, "sigstop", false, "raise SIGSTOP once the sockets are served")
+	f.Bool("allow-autoremove-premounted", false, "accepted for old command lines: RemoveOnEmpty works everywhere")
+	f.Bool("autoremove-premounted-set-release-agent", false, "accepted for old command lines: no release agent is needed")
+	f.StringArrayVar(&o.listen, "listen", nil, "serve this `address` (unix:path=PATH) instead of the usual ones; repeatable")
+	f.StringVar(&o.stateDir, "state-dir", "/run/cgmanager.private", "private `directory` of the daemon")
+	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
+	f.BoolVar(&o.version, "version", false, "print the version")
+	f.BoolVarP(&o.help, "help", "h", false, "print this help")
+	if err := f.Parse(args); err != nil {
+		return o, f, err
+	}
+	if f.NArg() > 0 {
+		return o, f, fmt.Errorf("unexpected argument: %q", f.Arg(0))
+	}
+	if o.maxDepth < 1 {
+		return o, f, fmt.Errorf("--max-depth %d: must be at least 1", o.maxDepth)
+	}
+	if _, err := logrus.ParseLevel(o.logLevel); err != nil {
+		return o, f, fmt.Errorf("--log-level %q: error, warning, info or debug", o.logLevel)
+	}
+	for _, a := range o.listen {
+		if _, err := socketPath(a); err != nil {
+			return o, f, fmt.Errorf("--listen: %w", err)
+		}
+	}
+	return o, f, nil
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	o, flags, err := parse(args, stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "cgmanager: %v\nhint: cgmanager --help lists the flags\n", err)
+		return exitUsage
+	}
+	if o.help {
+		fmt.Fprintf(stdout, "cgmanager parcels out cgroups to processes on the host and in containers.\n\nUsage: cgmanager [flags]\n\n%s", flags.FlagUsages())
+		return exitOK
+	}
+	if o.version {
+		fmt.Fprintln(stdout, "cgmanager", version())
+		return exitOK
+	}
+	if os.Geteuid() != 0 {
+		fmt.Fprintf(stderr, "cgmanager: only root may write control groups\nhint: start it as root, once for the whole host\n")
+		return exitFailure
+	}
+	if o.daemon && os.Getenv(backgroundEnv) == "" {
+		return background(stderr)
+	}
+	log := logrus.New()
+	log.SetOutput(stderr)
+	level, _ := logrus.ParseLevel(o.logLevel)
+	log.SetLevel(level)
+	// A service manager puts times on the lines itself.
+	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: os.Getenv("JOURNAL_STREAM") != "", FullTimestamp: true})
+	if err := serve(o, log); err != nil {
+		log.Error(err)
+		return exitFailure
+	}
+	return exitOK
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+// serve runs the daemon until a signal ends it.
+func serve(o options, log *logrus.Logger) (err error) {
+	// One processor: a request is a handful of short system calls, and handing
+	// it from the event loop to a worker costs least without a second thread to
+	// wake. A worker that waits in the kernel does not hold up the others.
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	unlock, err := lock(o.stateDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	set, err := cgfs.Open(cgfs.Options{Skip: o.skip, Mount: o.mount})
+	if err != nil {
+		return fmt.Errorf("open the cgroup hierarchies: %w", err)
+	}
+	defer func() { err = errors.Join(err, set.Close()) }()
+	if len(set.Hierarchies()) == 0 {
+		return errors.New("no cgroup hierarchy is mounted (hint: mount cgroup2 at /sys/fs/cgroup, or use --mount)")
+	}
+	m, err := manager.New(manager.Config{Hierarchies: set, MaxDepth: o.maxDepth, Log: log})
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	listeners, err := listen(o.listen)
+	if err != nil {
+		return err
+	}
+	s, err := server.New(server.Config{Backend: m, Listeners: listeners, Log: log, Version: version()})
+	if err != nil {
+		for _, l := range listeners {
+			err = errors.Join(err, l.Close())
+		}
+		return err
+	}
+	ready(o, listeners, log)
+	return serveUntil(s, signals, log)
+}

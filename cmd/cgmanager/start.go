@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api/server"
+)
+
+// The sockets of a host, in the order in which clients look for them. Those
+// below /sys/fs/cgroup are for hosts where that is a tmpfs.
+const (
+	cgroupDir    = "/sys/fs/cgroup"
+	seedSocket   = cgroupDir + "/manager"
+	legacySocket = cgroupDir + "/cgmanager/sock"
+	runSocket    = "/run/cgmanager/sock"
+)
+
+// socketPath is the path of a D-Bus address of a Unix socket; a bare path is
+// accepted too.
+func socketPath(address string) (string, error) {
+	path := strings.TrimPrefix(address, "unix:path=")
+	if !filepath.IsAbs(path) || strings.ContainsAny(path, ",;") {
+		return "", fmt.Errorf("%q: not an address of the form unix:path=/PATH", address)
+	}
+	return filepath.Clean(path), nil
+}
+
+// listen opens the sockets named, or else the usual ones of this host.
+func listen(addresses []string) (_ []*server.Listener, err error) {
+	var paths []string
+	for _, a := range addresses {
+		p, err := socketPath(a)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, p)
+	}
+	if len(paths) == 0 {
+		paths = append(paths, runSocket)
+		var fs unix.Statfs_t
+		if err := unix.Statfs(cgroupDir, &fs); err == nil && fs.Type == unix.TMPFS_MAGIC {
+			paths = append(paths, legacySocket, seedSocket)
+		}
+		for _, p := range paths {
+			if dir := filepath.Dir(p); dir != cgroupDir {
+				if err := socketDir(dir); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	var ls []*server.Listener
+	defer func() {
+		if err != nil {
+			for _, l := range ls {
+				err = errors.Join(err, l.Close())
+			}
+		}
+	}()
+	for _, p := range paths {
+		l, err := server.Listen(p)
+		if err != nil {
+			return ls, fmt.Errorf("%w%s", err, hint(err))
+		}
+		ls = append(ls, l)
+	}
+	return ls, nil
+}
+
+func hint(err error) string {
+	if errors.Is(err, server.ErrInUse) {
+		return " (hint: end the other daemon first; one serves the whole host)"
+	}
+	return ""
+}
+
+// socketDir makes the directory of a socket, which others bind-mount.
+func socketDir(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("socket directory: %w", err)
+	}
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("socket directory: %w", err)
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || !st.IsDir() || sys.Uid != 0 || st.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("socket directory %s: must be a directory that root alone can write to", dir)
+	}
+	// The umask may have taken from it.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return fmt.Errorf("socket directory: %w", err)
+	}
+	return nil
+}
+
+// lock makes sure that no other daemon has the same state directory, for as
+// long as this one lives: the kernel lets go of the lock with the process.
+func lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another cgmanager is running (it holds the lock in %s; hint: end it first)", dir)
+		}
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	return func() { _ = f.Close() }, nil
+}
+
+// serveUntil serves until a signal comes, answers what was accepted, and
+// ends. A second signal ends it at once.
+func serveUntil(s *server.Server, signals <-chan os.Signal, log *logrus.Logger) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case sig := <-signals:
+			log.WithField("signal", sig.String()).Info("ending")
+			cancel()
+		case <-ctx.Done():
+			return
+		}
+		<-signals
+		os.Exit(exitFailure)
+	}()
+	return s.Serve(ctx)
+}
+
+// ready tells whoever waits for it that the sockets are there.
+func ready(o options, listeners []*server.Listener, log *logrus.Logger) {
+	for _, l := range listeners {
+		log.WithField("socket", l.Name()).Info("serving")
+	}
+	if o.daemon {
+		f := os.NewFile(readyFD, "ready")
+		_, _ = f.Write([]byte{1})
+		_ = f.Close()
+		// Whoever started us may close its terminal.
+		if null, err := os.OpenFile("/dev/null", os.O_RDWR, 0); err == nil {
+			_ = unix.Dup2(int(null.Fd()), 0)
+			_ = unix.Dup2(int(null.Fd()), 1)
+			_ = null.Close()
+		}
+	}
+	if o.sigstop {
+		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+	}
+}
+
+// backgroundEnv tells the process in the background what it is; readyFD is
+// where it says that it serves.
+const (
+	backgroundEnv = "CGMANAGER_BACKGROUND"
+	readyFD       = 3
+)
+
+// background starts the daemon again in a session of its own and waits until
+// it serves, or has failed.
+func background(stderr io.Writer) int {
+	fail := func(err error) int {
+		fmt.Fprintf(stderr, "cgmanager: going to the background: %v\n", err)
+		return exitFailure
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fail(err)
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fail(err)
+	}
+	_ = w.Close()
+	var b [1]byte
+	if n, _ := r.Read(b[:]); n == 1 {
+		return exitOK
+	}
+	_ = cmd.Wait()
+	return exitFailure // it has said why
+}
