@@ -3,6 +3,9 @@ package e2e_test
 import (
 	"fmt"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cgmanager/test/harness"
 )
@@ -48,5 +51,58 @@ func TestKernelHarness(t *testing.T) {
 	w.Write(h, "c1", "memory.limit_in_bytes", "123M")
 	if d := before.Diff(w.Snapshot()); len(d) != 1 {
 		t.Errorf("a changed limit shows as %v", d)
+	}
+}
+
+// The forgeries that the impostor tests rely on reach whoever listens: the
+// kernel lets container root name a host process that entered its pid
+// namespace, and hands a number out a second time when it is told to.
+func TestKernelHarnessForgery(t *testing.T) {
+	harness.Require(t, "root", "userns", "v1", "v2", "cc")
+	w := &world{T: t, Tree: harness.NewTree(t)}
+	b := w.box("c1")
+	h := harness.StartInPIDNSOf(t, b.Proc, harness.Spec{})
+	want(t, "its pid namespaces", len(h.NSpid()), 2)
+	want(t, "its uid", h.HostUID, uint32(0))
+	root := w.host(0, ".")
+	ours, theirs := root.Socketpair(unix.SOCK_DGRAM)
+	root.PassCred(ours)
+	fd := root.Give(theirs, b.Proc)
+	if err := b.Send(fd, []byte("x"), &harness.Cred{PID: h.NSpid()[1]}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := root.Recv(ours, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "the credential", *d.Cred, harness.Cred{PID: int32(h.HostPID), UID: b.HostUID, GID: b.HostGID})
+
+	victim := harness.Program(t, "testdata/victim.c", 0o755)
+	suid := harness.Program(t, "testdata/suid.c", 0o4755)
+	p := w.placed(harness.Start(t, harness.Spec{PIDNS: true}), "c2")
+	v := p.Launch(&harness.Cred{UID: 1000, GID: 1000}, victim, "pause")
+	var pid int
+	if err := p.Run(reusePID, reuse{v.PID, victim}, &pid); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "the stranger's number", pid, v.PID)
+	if hostPID(t, p, pid) == 0 {
+		t.Error("the stranger is not found on the host")
+	}
+	var alive bool
+	if err := p.Run(endStranger, struct{ Victim, PID int }{v.PID, pid}, &alive); err != nil || !alive {
+		t.Errorf("the stranger's end: %v, %v", alive, err)
+	}
+	v.In.Close()
+	v.Out.Close()
+
+	u := w.host(1000, "c2")
+	s := u.Launch(nil, victim, "exec", suid)
+	if _, err := s.In.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	want(t, "where the setuid program is", record(t, s.Out), u.Cgroups())
+	if ws, err := s.End(time.Second); err != nil || ws.ExitStatus() != 0 {
+		t.Errorf("the setuid program's end: %v, %v", ws, err)
 	}
 }

@@ -122,12 +122,12 @@ func plainCGManager0(t *testing.T, w *world, b *box) {
 	want(t, "GetValue", a.v0("GetValue", "memory", "web", "memory.limit_in_bytes")[0], "33554432")
 
 	u := b.user(1000)
-	a.v0("MovePid", "all", "web", int32(u.PID))
+	a.v0("MovePid", "all", "web", u.PID)
 	want(t, "the user", w.in(u, named()...), web)
-	want(t, "GetPidCgroup", a.v0("GetPidCgroup", "memory", int32(u.PID))[0], "web")
-	want(t, "GetTasks", a.v0("GetTasks", "memory", "web")[0], []int32{int32(u.PID)})
+	want(t, "GetPidCgroup", a.v0("GetPidCgroup", "memory", u.PID)[0], "web")
+	want(t, "GetTasks", a.v0("GetTasks", "memory", "web")[0], []int32{u.PID})
 	rec, _ := a.v0("GetTasksRecursive", "memory", "")[0].([]int32)
-	if !slices.Contains(rec, int32(u.PID)) || !slices.Contains(rec, 1) {
+	if !slices.Contains(rec, u.PID) || !slices.Contains(rec, 1) {
 		t.Errorf("GetTasksRecursive is %v", rec)
 	}
 	want(t, "ListChildren", a.v0("ListChildren", "memory", "")[0], []string{"web"})
@@ -139,13 +139,13 @@ func plainCGManager0(t *testing.T, w *world, b *box) {
 	}
 
 	w.refused("MovePidAbs out of the container", func() error {
-		return second(c.V0("MovePidAbs", "memory", "/", int32(u.PID)))
+		return second(c.V0("MovePidAbs", "memory", "/", u.PID))
 	})
 	w.refused("GetTasks of the container around", func() error {
 		return second(c.V0("GetTasks", "memory", "/"+filepath.Dir(b.cg)))
 	})
 
-	a.v0("MovePid", "all", "", int32(u.PID))
+	a.v0("MovePid", "all", "", u.PID)
 	want(t, "the user, moved back", w.in(u, named()...), b.cg)
 	want(t, "Remove", a.v0("Remove", "all", "web", int32(1))[0], int32(1))
 	want(t, "Remove again", a.v0("Remove", "all", "web", int32(1))[0], int32(-1))
@@ -154,7 +154,7 @@ func plainCGManager0(t *testing.T, w *world, b *box) {
 	// none.
 	a.v0("Create", "all", "auto")
 	a.v0("Create", "all", "idle")
-	a.v0("MovePid", "all", "auto", int32(u.PID))
+	a.v0("MovePid", "all", "auto", u.PID)
 	a.v0("RemoveOnEmpty", "all", "auto")
 	a.v0("Prune", "all", "idle")
 	if !w.Exists(memory, b.cg+"/auto") {
@@ -526,16 +526,26 @@ func TestKernelNamespacesTools(t *testing.T) {
 				argv []string
 				out  string
 			}{
-				"dbus-send --peer": {[]string{"dbus-send", "--peer=" + addr, "--print-reply", obj,
-					"org.freedesktop.DBus.Properties.Get", "string:" + iface, "string:api_version"}, "int32 10"},
-				"dbus-send --address": {[]string{"dbus-send", "--address=" + addr, "--print-reply", obj,
-					iface + ".GetPidCgroup", "string:memory", "int32:1"}, `string "`},
-				"dbus-send --bus": {[]string{"dbus-send", "--bus=" + addr, "--print-reply", "--dest=org.linuxcontainers.cgmanager", obj,
-					iface + ".ListControllers"}, `string "memory"`},
-				"gdbus": {[]string{"gdbus", "call", "--address", addr, "--object-path", obj,
-					"--method", iface + ".ListControllers"}, "'memory'"},
-				"busctl": {[]string{"busctl", "--address=" + addr, "call", "org.linuxcontainers.cgmanager", obj,
-					iface, "ListControllers"}, `"memory"`},
+				"dbus-send --peer": {[]string{
+					"dbus-send", "--peer=" + addr, "--print-reply", obj,
+					"org.freedesktop.DBus.Properties.Get", "string:" + iface, "string:api_version",
+				}, "int32 10"},
+				"dbus-send --address": {[]string{
+					"dbus-send", "--address=" + addr, "--print-reply", obj,
+					iface + ".GetPidCgroup", "string:memory", "int32:1",
+				}, `string "`},
+				"dbus-send --bus": {[]string{
+					"dbus-send", "--bus=" + addr, "--print-reply", "--dest=org.linuxcontainers.cgmanager", obj,
+					iface + ".ListControllers",
+				}, `string "memory"`},
+				"gdbus": {[]string{
+					"gdbus", "call", "--address", addr, "--object-path", obj,
+					"--method", iface + ".ListControllers",
+				}, "'memory'"},
+				"busctl": {[]string{
+					"busctl", "--address=" + addr, "call", "org.linuxcontainers.cgmanager", obj,
+					iface, "ListControllers",
+				}, `"memory"`},
 			} {
 				out, code := in.Exec(as, tool.argv...)
 				if code != 0 || !strings.Contains(out, tool.out) {

@@ -186,7 +186,7 @@ func hostPID(t *testing.T, b *box, pid int) int {
 	t.Helper()
 	h := harness.Find(t, "pids")
 	for _, cg := range []string{b.cg, b.cg + "/dst"} {
-		for _, f := range strings.Fields(b.w.Read(h, cg, "cgroup.procs")) {
+		for f := range strings.FieldsSeq(b.w.Read(h, cg, "cgroup.procs")) {
 			st, err := os.ReadFile(filepath.Join("/proc", f, "status"))
 			if err == nil && strings.Contains(string(st), fmt.Sprintf("\nNSpid:\t%s\t%d\n", f, pid)) {
 				var n int
@@ -450,7 +450,7 @@ func TestKernelRaceKillForkBomb(t *testing.T) {
 func running(t *testing.T, procs string) string {
 	t.Helper()
 	var out []string
-	for _, pid := range strings.Fields(procs) {
+	for pid := range strings.FieldsSeq(procs) {
 		st, err := os.ReadFile(filepath.Join("/proc", pid, "stat"))
 		if err != nil {
 			continue

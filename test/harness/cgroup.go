@@ -268,7 +268,7 @@ func (tr *Tree) sweep(dir string) bool {
 		_ = os.WriteFile(filepath.Join(d, "freezer.state"), []byte("THAWED"), 0)
 		_ = os.WriteFile(filepath.Join(d, "cgroup.freeze"), []byte("0"), 0)
 		b, _ := os.ReadFile(filepath.Join(d, "cgroup.procs"))
-		for _, f := range strings.Fields(string(b)) {
+		for f := range strings.FieldsSeq(string(b)) {
 			if pid, err := strconv.Atoi(f); err == nil && pid > 1 && pid != os.Getpid() {
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}

@@ -236,35 +236,35 @@ func messageLen(b []byte) int {
 // string, int32, uint32, bool, []string, map[string]string and FD.
 func encodeCall(serial uint32, path, iface, member string, args []any) []byte {
 	var body encoder
-	sig := ""
+	var sig strings.Builder
 	fds := uint32(0)
 	for _, a := range args {
 		switch v := a.(type) {
 		case string:
-			sig += "s"
+			sig.WriteString("s")
 			body.str(v)
 		case int32:
-			sig += "i"
+			sig.WriteString("i")
 			body.u32(uint32(v))
 		case uint32:
-			sig += "u"
+			sig.WriteString("u")
 			body.u32(v)
 		case bool:
-			sig += "b"
+			sig.WriteString("b")
 			if v {
 				body.u32(1)
 			} else {
 				body.u32(0)
 			}
 		case []string:
-			sig += "as"
+			sig.WriteString("as")
 			at := body.array(4)
 			for _, s := range v {
 				body.str(s)
 			}
 			body.end(at, 4)
 		case map[string]string:
-			sig += "a{ss}"
+			sig.WriteString("a{ss}")
 			at := body.array(8)
 			for k, s := range v {
 				body.pad(8)
@@ -273,7 +273,7 @@ func encodeCall(serial uint32, path, iface, member string, args []any) []byte {
 			}
 			body.end(at, 8)
 		case FD:
-			sig += "h"
+			sig.WriteString("h")
 			body.u32(fds)
 			fds++
 		default:
@@ -300,8 +300,8 @@ func encodeCall(serial uint32, path, iface, member string, args []any) []byte {
 		field(2, "s", iface)
 	}
 	field(3, "s", member)
-	if sig != "" {
-		field(8, "g", sig)
+	if sig.String() != "" {
+		field(8, "g", sig.String())
 	}
 	if fds > 0 {
 		m.pad(8)

@@ -53,6 +53,7 @@ func Start(t testing.TB, s Spec) *Proc {
 // alone, as nsenter --pid does: user namespace and cgroups stay the host's.
 func StartInPIDNSOf(t testing.TB, p *Proc, s Spec) *Proc {
 	t.Helper()
+	s.entered = true
 	return start(t, nil, s, func(control int) (int, error) {
 		var pid int
 		err := inPidNS(p.HostPID, func() (err error) {
@@ -195,7 +196,7 @@ func (p *Proc) do(rq request, fds ...int) (reply, []int, error) {
 		oob = unix.UnixRights(fds...)
 	}
 	if err := unix.Sendmsg(p.ctl, b, oob, nil, unix.MSG_NOSIGNAL); err != nil {
-		return rp, nil, fmt.Errorf("%w: %v", errGone, err)
+		return rp, nil, fmt.Errorf("%w: %w", errGone, err)
 	}
 	buf := make([]byte, maxControl)
 	wait := 20*time.Second + rq.Wait
@@ -306,8 +307,7 @@ func (p *Proc) Socketpair(typ int) (int, int) {
 	return rp.FDs[0], rp.FDs[1]
 }
 
-// Connect, Bind, Listen and Accept are the system calls, on paths ("@name" is
-// an abstract one).
+// Connect connects the socket to a path ("@name" is an abstract one).
 func (p *Proc) Connect(fd int, path string) error {
 	_, _, err := p.do(request{Op: "connect", FD: fd, Path: path})
 	return err
@@ -428,7 +428,7 @@ func (p *Proc) NSpid() []int32 {
 	for line := range strings.Lines(string(b)) {
 		if v, ok := strings.CutPrefix(line, "NSpid:"); ok {
 			var pids []int32
-			for _, f := range strings.Fields(v) {
+			for f := range strings.FieldsSeq(v) {
 				n, err := strconv.ParseInt(f, 10, 32)
 				if err != nil {
 					p.t.Fatal(err)

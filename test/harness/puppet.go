@@ -35,6 +35,9 @@ type Spec struct {
 	// user namespace; with KeepIDs it stays what it is.
 	UID, GID uint32
 	KeepIDs  bool
+
+	// entered: the parent is in another pid namespace.
+	entered bool
 }
 
 // Cred is a credential as in SCM_CREDENTIALS (unix(7)), by the numbers of
@@ -118,8 +121,7 @@ func puppetMain() {
 			out, err = act(&rq, fds, &rp)
 			if err != nil {
 				rp.Err = err.Error()
-				var no unix.Errno
-				if errors.As(err, &no) {
+				if no, ok := errors.AsType[unix.Errno](err); ok {
 					rp.Errno = int(no)
 				}
 			}
@@ -269,8 +271,7 @@ func runCommand(rq *request, rp *reply) error {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
 	rp.Data = out.Bytes()
-	var ee *exec.ExitError
-	if errors.As(err, &ee) {
+	if ee, ok := errors.AsType[*exec.ExitError](err); ok {
 		rp.Num, err = ee.ExitCode(), nil
 	}
 	return err
@@ -317,6 +318,10 @@ func launch(rq *request, rp *reply) ([]int, error) {
 // of the control socket, and returns its pid here.
 func startPuppet(s Spec, control int) (int, error) {
 	attr := deathsig()
+	if s.entered {
+		// The child would take a parent that it cannot see for a dead one.
+		attr.Pdeathsig = 0
+	}
 	env := "1"
 	if s.UserNS {
 		attr.Cloneflags |= unix.CLONE_NEWUSER

@@ -64,7 +64,7 @@ func (x *Exchange) Result() (Datagram, error) {
 // scmError: the daemon that lets go of its end refuses.
 func scmError(err error) error {
 	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
-		return fmt.Errorf("%w: %v", ErrScmRefused, err)
+		return fmt.Errorf("%w: %w", ErrScmRefused, err)
 	}
 	return err
 }
