@@ -104,10 +104,10 @@ func (o *options) enter(ctx context.Context, name string, controllers []string, 
 
 	var made creations
 	if err := made.create(ctx, c, name, controllers, values); err != nil {
-		return errors.Join(fmt.Errorf("create %q: %w", name, err), made.undo(ctx, c))
+		return made.undo(ctx, c, fmt.Errorf("create %q: %w", name, err))
 	}
 	if err := c.Move(ctx, name, uint32(os.Getpid())); err != nil {
-		return errors.Join(fmt.Errorf("move to %q: %w", name, err), made.undo(ctx, c))
+		return made.undo(ctx, c, fmt.Errorf("move to %q: %w", name, err))
 	}
 	return nil
 }
@@ -172,17 +172,17 @@ func (made *creations) create(ctx context.Context, c *client.Client, name string
 }
 
 // undo removes what was made, innermost first, where it was made and nowhere
-// else. The request may have failed because its time was up or the user has
-// interrupted it: it has a time of its own.
-func (made creations) undo(ctx context.Context, c *client.Client) error {
+// else, and returns err, with what went wrong with that. The request may have
+// failed because its time was up or the user has interrupted it: undo has a
+// time of its own.
+func (made creations) undo(ctx context.Context, c *client.Client, err error) error {
 	ctx = context.WithoutCancel(ctx)
-	var errs []error
 	for _, m := range slices.Backward(made) {
-		if _, err := c.Remove0(ctx, strings.Join(m.controllers, ","), m.name, false); err != nil {
-			errs = append(errs, fmt.Errorf("remove %q again: %w", m.name, err))
+		if _, undoErr := c.Remove0(ctx, strings.Join(m.controllers, ","), m.name, false); undoErr != nil {
+			err = fmt.Errorf("%w; and %q is left behind: %w", err, m.name, undoErr)
 		}
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // existsIn returns the controllers in whose hierarchies the cgroup exists.
