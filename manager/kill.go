@@ -194,7 +194,9 @@ func (k *killing) stop(vs []*victim) error {
 func (k *killing) freeze() (thaw func(died bool)) {
 	k.frozen = k.frozen[:0]
 	var before []bool
-	for _, p := range k.places {
+	// Version 2 comes last in the set and is frozen first: a task that the v1
+	// freezer holds does not get to where version 2 counts it as frozen.
+	for _, p := range slices.Backward(k.places) {
 		if !p.dir.CanFreeze() {
 			continue
 		}

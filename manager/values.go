@@ -111,7 +111,7 @@ func (s *settings) controllers(h *cgfs.Hierarchy) []string {
 
 // write is one write to a control file: decided upon, and how to take it back.
 type write struct {
-	key      string // as the caller wrote it
+	at       *place
 	file     *cgfs.File
 	value    string
 	final    bool
@@ -210,7 +210,6 @@ type plan struct {
 	places []*place
 	name   string
 	writes []*write
-	dirs   []*place // of each write
 	// pending holds values that are going to be written, by controller and
 	// file: a later key is translated as if they were there.
 	pending map[string]string
@@ -252,8 +251,8 @@ func (p *plan) add(s setting) error {
 		if err != nil {
 			return err
 		}
-		w.key, w.final = s.name, t.Final
-		p.writes, p.dirs = append(p.writes, w), append(p.dirs, at)
+		w.final = t.Final
+		p.writes = append(p.writes, w)
 		p.pending[t.Controller+"/"+t.File] = t.Value
 	}
 	return nil
@@ -281,16 +280,15 @@ func (c *call) planWrite(at *place, file, value, subject string) (*write, error)
 	if err != nil {
 		return nil, err
 	}
-	return &write{file: f, value: value, decision: d, subject: subject}, nil
+	return &write{at: at, file: f, value: value, decision: d, subject: subject}, nil
 }
 
 // remember reads what a file holds before it is written.
 func (p *plan) remember(w *write) error {
-	i := slices.Index(p.writes, w)
-	if w.final && !cgfs.Readable(w.file.Name()) {
+	if !cgfs.Readable(w.file.Name()) {
 		return nil
 	}
-	f, _, err := p.file(p.dirs[i], w.file.Name(), cgfs.ForRead)
+	f, _, err := p.file(w.at, w.file.Name(), cgfs.ForRead)
 	if err != nil {
 		return err
 	}
