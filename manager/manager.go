@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"cgmanager/api"
 	"cgmanager/cgfs"
@@ -39,6 +41,10 @@ type Manager struct {
 	maxDepth int
 	quota    *quota
 	reaper   *reaper
+	// refusals bounds the audit lines of refusals; unwritten counts those
+	// since the last one.
+	refusals  *rate.Limiter
+	unwritten atomic.Int64
 }
 
 var _ api.Backend = (*Manager)(nil)
@@ -50,7 +56,10 @@ func New(c Config) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{set: c.Hierarchies, host: host, log: c.Log, maxDepth: c.MaxDepth}
+	m := &Manager{
+		set: c.Hierarchies, host: host, log: c.Log, maxDepth: c.MaxDepth,
+		refusals: rate.NewLimiter(refusalLines, refusalBurst),
+	}
 	if m.maxDepth == 0 {
 		m.maxDepth = DefaultMaxDepth
 	}
@@ -235,7 +244,11 @@ func (c *call) unknown(role role, err error) error {
 	case errors.Is(err, identity.ErrNotItsIDs):
 		text = "%s: the credential of the " + string(role) + " is not its own"
 	}
-	c.m.log.WithFields(logrus.Fields{"op": c.op, "role": role}).WithError(err).Warn("refused: requestor unknown")
+	if c.m.refusals.Allow() {
+		c.m.log.WithFields(logrus.Fields{"op": c.op, "party": role}).WithError(err).Warn("refused: identity not established")
+	} else {
+		c.m.unwritten.Add(1)
+	}
 	return api.Errorf(api.Denied, text, c.op).WithCause(err)
 }
 
@@ -304,13 +317,27 @@ func (c *call) containers() []string {
 	return []string{"unknown"}
 }
 
+// Refusals cost who is refused nothing; so many of their audit lines a second
+// are written, the rest are counted.
+const (
+	refusalLines = 50
+	refusalBurst = 200
+)
+
 // refused writes the audit line of a refusal.
 func (c *call) refused(subject string, d privcheck.Decision, who string) {
 	if !c.m.log.IsLevelEnabled(logrus.WarnLevel) {
 		return
 	}
+	if !c.m.refusals.Allow() {
+		c.m.unwritten.Add(1)
+		return
+	}
 	f := c.fields(subject, d)
 	f["party"], f["reason"] = who, d.Reason()
+	if n := c.m.unwritten.Swap(0); n > 0 {
+		f["unwritten"] = n
+	}
 	c.m.log.WithFields(f).Warn("refused")
 }
 

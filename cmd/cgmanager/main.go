@@ -130,6 +130,7 @@ func serve(o options, log *logrus.Logger) (err error) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
 	}
+	syscall.Umask(0o022) // modes of cgroups and sockets do not depend on who started us
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	unlock, err := lock(o.stateDir)
