@@ -306,6 +306,8 @@ func TestRemove(t *testing.T) {
 		{"the parent itself", Remove(owner, own(1000), "/a"), "no 7 unknown"},
 		{"below the root", Remove(hostRoot, at("/", "/", d(0, 0, 0o555)), "/a"), "7/1 root"},
 		{"from a directory that all may write", Remove(other, at("/a", "/a", d(0, 0, 0o777)), "/a/b"), "7/1 others"},
+		{"upwards by name", Remove(owner, own(1000), "/a/.."), "no 7 unknown"},
+		{"from a sticky directory of no use", Remove(other, at("/a", "/a", d(0, 0, 0o1755)), "/a/b"), "no 7/1 others"},
 		{"from a sticky directory", Remove(other, sticky(0), "/a/b"), "no 7 sticky"},
 		{"from one's own sticky directory", Remove(owner, sticky(1000), "/a/b"), "7/1 owner"},
 		{"root, from a sticky directory", Remove(ctRoot, sticky(101000), "/a/b"), "7/1 root"},
@@ -392,4 +394,18 @@ func TestDecision(t *testing.T) {
 		{"the first refusal", All(yes, no, yes), "no 2 uid"},
 		{"all", All(Escape(hostRoot), yes), "2 own uid"},
 	})
+}
+
+// TestReason: what a requestor is told names what stands against it.
+func TestReason(t *testing.T) {
+	jail := Move(owner, task("/a/b", 1000), at("/a", "/a/c", d(1000, 1000, 0o755), d(1000, 1000, 0o755)), f(1000, 1000, 0o644), own(0), f(0, 0, 0o644))
+	for want, got := range map[string]string{
+		"nothing allows it":     Decision{}.Reason(),
+		"the task is not yours": OverTask(owner, "/a", task("/a", 0)).Reason(),
+		"the task would leave a cgroup from which you may not take it: you do not own it and are not root in your user namespace": jail.Reason(),
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
 }

@@ -95,6 +95,8 @@ func TestBelow(t *testing.T) {
 		{"/", "", false},
 		{"/", "a", false},
 		{"a", "a/b", false},
+		{"ab", "ab", false},
+		{"/", "ab", false},
 		{"/a", "/a/", false},
 		{"/a/", "/a/", false},
 		{"/", "//", false},
