@@ -94,7 +94,8 @@ func DialAddress(ctx context.Context, addresses ...string) (*Client, error) {
 		if err := login(ctx, conn); err != nil {
 			return nil, fmt.Errorf("log in to cgmanager at %s: %w", address, err)
 		}
-		return &Client{conn: conn, obj: conn.Object("", api.ObjectPath), address: address}, nil
+		// The library always sends a destination; the daemon ignores which.
+		return &Client{conn: conn, obj: conn.Object(api.BusName, api.ObjectPath), address: address}, nil
 	}
 	return nil, &UnreachableError{Tried: tried}
 }
