@@ -1,0 +1,427 @@
+package server
+
+import (
+	"errors"
+	"strconv"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/api/wire"
+)
+
+// conn is a connection. Server.mu guards it.
+type conn struct {
+	s      *Server
+	fd     int
+	events uint32 // what epoll watches for
+	id     uint64
+	opener api.Cred
+
+	peer     api.Peer // nil until the opener is established
+	accounts []*account
+	auth     *wire.SASL // until BEGIN
+	passesFD bool       // negotiated
+
+	in     []byte   // received and not handled yet, ...
+	sender api.Cred // ... all of it with this credential
+	fds    []int    // received, and of no message yet
+	out    []byte   // to be sent
+	serial uint32   // of the last answer
+
+	// handshaking: charged as a connection in its handshake.
+	handshaking bool
+	// busy: a request is with the Backend, and nothing else is handled.
+	busy bool
+	// ended: end of file; the peer can send no more.
+	ended  bool
+	closed bool
+	// refs counts what needs peer and the place in accounts: the open socket,
+	// requests in flight, a close that takes its time.
+	refs      int
+	buffered  int // charged
+	exchanges map[*exchange]struct{}
+	starting  []*exchange // to be started when their calls are answered
+	wait      deadline    // for the handshake, or for out to be read
+}
+
+// open takes over an accepted socket. Called with mu held.
+func (s *Server) open(fd int) {
+	s.lastID++
+	c := &conn{s: s, fd: fd, id: s.lastID, refs: 1}
+	s.conns[c] = struct{}{}
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err == nil {
+		// Inherited from the listening socket; this is a belt to the braces.
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	}
+	if err != nil || cred.Pid <= 0 {
+		c.close()
+		return
+	}
+	c.opener = api.Cred{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}
+	c.wait.expire = c.close
+	s.start(&c.wait, &s.handshakes)
+	// Before 6.5 the kernel has no such option; a peer that is dead has none
+	// to give. The Backend knows what to do without.
+	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if err != nil {
+		pidfd = -1
+	}
+	s.opening++
+	c.refs++
+	// Nobody knows the opener's containers yet: charged to its uid.
+	var accounts []*account
+	if cred.Uid != 0 {
+		accounts = []*account{s.account("opening " + strconv.FormatUint(uint64(cred.Uid), 10))}
+	}
+	s.workers.submit(&opening{c, pidfd}, accounts)
+}
+
+// opening is the task that establishes the opener of a connection.
+type opening struct {
+	c     *conn
+	pidfd int
+}
+
+func (o *opening) run(buf []byte) []byte {
+	c := o.c
+	peer, err := c.s.openPeer(c.opener, o.pidfd)
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	c.s.opening--
+	c.s.resumeIfRoom()
+	out := buf[:0]
+	if err != nil {
+		c.close()
+	} else if c.peer = peer; !c.charge() {
+		c.close()
+	} else if !c.closed {
+		c.auth = wire.NewSASL(c.s.guid, peer.AcceptsIdentity)
+		c.watch(unix.EPOLLIN)
+		out = c.read(out) // what a pipelining client has sent already
+		c.retire()
+	}
+	c.unref()
+	return out
+}
+
+// openPeer calls the Backend.
+func (s *Server) openPeer(opener api.Cred, pidfd int) (peer api.Peer, err error) {
+	defer s.recovered(&err)
+	peer, err = s.backend.Open(opener, pidfd)
+	if err != nil {
+		s.log.WithError(err).WithField("pid", opener.PID).Debug("refused a connection")
+	}
+	return peer, err
+}
+
+// charge charges the connection to the peer's accounts and reports whether
+// all of them can bear it. Called with mu held.
+func (c *conn) charge() bool {
+	l := &c.s.limits
+	ok := true
+	c.handshaking = true
+	for _, name := range c.peer.Accounts() {
+		a := c.s.account(name)
+		c.accounts = append(c.accounts, a)
+		a.conns++
+		a.handshakes++
+		if a.conns > l.Connections || a.handshakes > l.Handshakes {
+			ok = false
+		}
+	}
+	return ok
+}
+
+// begun is called when the handshake is over.
+func (c *conn) begun() {
+	c.passesFD = c.auth.FDs()
+	c.auth = nil
+	c.wait.stop()
+	c.handshaking = false
+	for _, a := range c.accounts {
+		a.handshakes--
+	}
+}
+
+// close ends the connection. What it leaves behind goes when the last
+// reference does. Called with mu held.
+func (c *conn) close() {
+	if c.closed {
+		return
+	}
+	c.closed = true
+	c.wait.stop()
+	for e := range c.exchanges {
+		e.end()
+	}
+	c.starting = nil
+	c.s.closeForeign(c.accounts, c.fds)
+	c.in, c.fds, c.out = nil, nil, nil
+	c.recharge()
+	// Descriptors that wait in the socket unread are dropped inside close,
+	// which can block as closing them can. After this the peer sends no more.
+	if !c.ended {
+		if err := unix.Shutdown(c.fd, unix.SHUT_RDWR); err != nil && !errors.Is(err, unix.ENOTCONN) {
+			c.s.log.WithError(err).Warn("shutdown")
+		}
+	}
+	if c.ended || unread(c.fd) == 0 {
+		c.s.forget(c.fd, &c.events)
+		c.s.closeFD(c.fd)
+		c.unref()
+		return
+	}
+	c.watch(0)
+	c.s.closers.submit(&closing{s: c.s, fds: []int{c.fd}, done: c.unref}, c.accounts)
+}
+
+// unread returns how many bytes wait in a socket (SIOCINQ, unix(7)).
+func unread(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.SIOCINQ)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// unref gives up a reference. Called with mu held.
+func (c *conn) unref() {
+	if c.refs--; c.refs > 0 {
+		return
+	}
+	for _, a := range c.accounts {
+		a.conns--
+		if c.handshaking {
+			a.handshakes--
+		}
+	}
+	if c.peer != nil {
+		c.peer.Close()
+	}
+	delete(c.s.conns, c)
+	c.s.resumeIfRoom()
+	c.s.checkEmpty()
+}
+
+// resumeIfRoom accepts again where a bound was why not.
+func (s *Server) resumeIfRoom() {
+	if s.paused && len(s.conns) < s.limits.TotalConnections && s.opening < maxOpening/2 {
+		s.resume()
+	}
+}
+
+// watch is Server.watch for the connection.
+func (c *conn) watch(events uint32) {
+	if err := c.s.watch(c.fd, c, events, &c.events); err != nil {
+		c.s.log.WithError(err).Error("watch a connection")
+		c.close()
+	}
+}
+
+// ready is called when the socket can be read or written, or its peer left.
+func (c *conn) ready(uint32) {
+	switch {
+	case c.busy:
+		// More input, or the end of it: it waits. Not watched meanwhile, or
+		// epoll would tell again and again.
+		c.watch(0)
+	case len(c.out) > 0:
+		if c.flush(nil); !c.closed && len(c.out) == 0 {
+			c.s.out = c.advance(c.in, c.s.out[:0])
+		}
+	default:
+		c.s.out = c.read(c.s.out[:0])
+	}
+}
+
+// read receives once and handles what came. out is a buffer for the answers;
+// it returns the buffer to use next. Called with mu held.
+func (c *conn) read(out []byte) []byte {
+	s := c.s
+	buf := s.scratch[:]
+	if c.foreignFull() {
+		// May pass no more descriptors until its others are closed.
+		n, fds, err := wire.Peek(c.fd, buf)
+		if errors.Is(err, unix.EAGAIN) {
+			return out
+		}
+		if err != nil || fds || n == 0 {
+			c.close()
+			return out
+		}
+		buf = buf[:n]
+	}
+	got, err := s.receiver.Recv(c.fd, buf)
+	if errors.Is(err, unix.EAGAIN) {
+		return out
+	}
+	s.chargeForeign(c.accounts, len(got.FDs))
+	c.fds = append(c.fds, got.FDs...)
+	if err == nil && got.N == 0 { // whatever the credential says
+		c.ended = true
+		c.close()
+		return out
+	}
+	switch {
+	case err != nil,
+		got.Cred.PID <= 0, // not visible here, or sent before SO_PASSCRED
+		len(c.fds) > wire.MaxFDs,
+		len(c.in) > 0 && got.Cred != c.sender: // two speak in one message
+		c.close()
+		return out
+	}
+	c.sender = got.Cred
+	if len(c.in) > 0 {
+		c.in = append(c.in, buf[:got.N]...)
+		return c.advance(c.in, out)
+	}
+	return c.advance(buf[:got.N], out)
+}
+
+// flushAt is how many bytes of answers are gathered before they are sent.
+const flushAt = 32 << 10
+
+// advance handles in, as far as it can: up to half a message, a request that
+// the Backend must answer, or answers that cannot be sent. It appends answers
+// to out and sends them, keeps what is left of in, and returns out's buffer.
+// Called with mu held.
+func (c *conn) advance(in, out []byte) []byte {
+	if c.auth != nil {
+		used, o, err := c.auth.Read(in, out)
+		in, out = in[used:], o
+		if err != nil {
+			c.flush(out)
+			c.close()
+			return out
+		}
+		if c.auth.Begun() {
+			c.begun()
+		}
+	}
+	for c.auth == nil && !c.busy && !c.closed && len(c.out) == 0 {
+		n, err := wire.Size(in)
+		if err == nil && (n == 0 || n > len(in)) {
+			break
+		}
+		var m wire.Message
+		if err == nil {
+			err = m.Decode(in[:n])
+		}
+		if err == nil {
+			out, err = c.handle(&m, out)
+		}
+		if err != nil {
+			c.flush(out)
+			c.close()
+			return out
+		}
+		in = in[n:]
+		if len(out) >= flushAt {
+			c.flush(out)
+			out = out[:0]
+		}
+	}
+	c.flush(out)
+	if c.closed {
+		return out
+	}
+	if len(in) == 0 && len(c.fds) > 0 || c.auth != nil && len(c.fds) > 0 || len(c.fds) > 0 && !c.passesFD {
+		c.close() // descriptors that no message announced
+		return out
+	}
+	if len(in) == 0 {
+		c.in = nil
+	} else {
+		c.in = append(c.in[:0], in...)
+	}
+	if !c.recharge() {
+		c.close()
+		return out
+	}
+	for _, e := range c.starting {
+		e.start()
+	}
+	c.starting = nil
+	if !c.busy && len(c.out) == 0 && !c.closed {
+		c.watch(unix.EPOLLIN)
+		c.retire()
+	}
+	return out
+}
+
+// flush sends what waits, then b, and keeps what cannot be sent now. Called
+// with mu held.
+func (c *conn) flush(b []byte) {
+	if len(c.out) > 0 {
+		c.out = append(c.out, b...)
+		b = c.out
+	}
+	if c.closed || len(b) == 0 {
+		return
+	}
+	n, err := wire.Send(c.fd, b)
+	if err != nil && (!errors.Is(err, unix.EAGAIN) || c.auth != nil) {
+		c.close()
+		return
+	}
+	waited := len(c.out) > 0
+	if n == len(b) {
+		if waited {
+			c.out = nil
+			c.wait.stop()
+		}
+		return
+	}
+	// A copy, so that the buffer of an answer half sent shrinks.
+	c.out = append([]byte(nil), b[n:]...)
+	if !c.recharge() {
+		c.close()
+		return
+	}
+	if n > 0 || !waited {
+		c.s.start(&c.wait, &c.s.stalls)
+	}
+	c.watch(unix.EPOLLOUT)
+}
+
+// recharge charges what the connection buffers and reports whether its
+// accounts can bear it. Called with mu held.
+func (c *conn) recharge() bool {
+	n := cap(c.in) + cap(c.out)
+	ok := true
+	for _, a := range c.accounts {
+		a.buffered += n - c.buffered
+		if a.buffered > c.s.limits.Buffered && n > c.buffered {
+			ok = false
+		}
+	}
+	c.buffered = n
+	return ok
+}
+
+// retire closes the connection if the server is to end and nothing that was
+// received is left to be answered. Called with mu held.
+func (c *conn) retire() {
+	if c.s.draining && c.peer != nil && !c.busy && len(c.out) == 0 && len(c.exchanges) == 0 && unread(c.fd) == 0 {
+		c.close()
+	}
+}
+
+// takeFDs returns the descriptors that came with m, which are at most as many
+// as it announces.
+func (c *conn) takeFDs(m *wire.Message) []int {
+	n := min(int(m.UnixFDs), len(c.fds))
+	if n == 0 {
+		return nil
+	}
+	fds := c.fds[:n:n]
+	if c.fds = c.fds[n:]; len(c.fds) == 0 {
+		c.fds = nil
+	}
+	return fds
+}
+
+func ptr[T any](s []T) unsafe.Pointer { return unsafe.Pointer(unsafe.SliceData(s)) }

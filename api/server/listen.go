@@ -1,0 +1,251 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listener is a listening socket.
+type Listener struct {
+	file *os.File
+	// path is where the socket is to be removed in the end, if the inode
+	// there is still the one of stat; empty for a socket that is not ours.
+	path string
+	stat unix.Stat_t
+}
+
+// ErrInUse says that somebody listens at the path already.
+var ErrInUse = errors.New("another daemon answers there")
+
+// Listen makes a listening socket at path that everybody may connect to: the
+// kernel's credentials decide who may do what. A socket that nobody listens on
+// any more is replaced; where somebody does, Listen returns an error wrapping
+// ErrInUse. Two callers at the same moment are for the caller to exclude.
+func Listen(path string) (_ *Listener, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("listen on %s: %w", path, err)
+		}
+	}()
+	at := path
+	stale, err := isStale(path)
+	if err != nil {
+		return nil, err
+	}
+	if stale {
+		at = path + ".new"
+		if err := unix.Unlink(at); err != nil && !errors.Is(err, unix.ENOENT) {
+			return nil, err
+		}
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	l := &Listener{path: path}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, unix.Close(fd))
+		}
+	}()
+	// Before listen: what arrives before an option is set carries no
+	// credential.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		return nil, os.NewSyscallError("setsockopt SO_PASSCRED", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: at}); err != nil {
+		return nil, os.NewSyscallError("bind", err)
+	}
+	// The umask took bits away. Nobody can connect before listen.
+	if err := unix.Chmod(at, 0o777); err != nil {
+		return nil, os.NewSyscallError("chmod", err)
+	}
+	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
+		return nil, os.NewSyscallError("listen", err)
+	}
+	if stale {
+		if err := unix.Rename(at, path); err != nil {
+			return nil, os.NewSyscallError("rename", err)
+		}
+	}
+	if err := unix.Lstat(path, &l.stat); err != nil {
+		return nil, os.NewSyscallError("lstat", err)
+	}
+	l.file = os.NewFile(uintptr(fd), path)
+	return l, nil
+}
+
+// isStale reports whether there is a socket at path that nobody listens on.
+func isStale(path string) (bool, error) {
+	var st unix.Stat_t
+	switch err := unix.Lstat(path, &st); {
+	case errors.Is(err, unix.ENOENT):
+		return false, nil
+	case err != nil:
+		return false, os.NewSyscallError("lstat", err)
+	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
+		return false, errors.New("there is something that is not a socket")
+	}
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return false, os.NewSyscallError("socket", err)
+	}
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	if cerr := unix.Close(fd); cerr != nil {
+		return false, cerr
+	}
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		return true, nil
+	case err == nil, errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EPROTOTYPE):
+		return false, ErrInUse // EAGAIN: its backlog is full
+	}
+	return false, os.NewSyscallError("connect", err)
+}
+
+// FromFile returns the listening socket f, which a service manager made. It is
+// not removed in the end.
+func FromFile(f *os.File) *Listener { return &Listener{file: f} }
+
+// Name returns the path of the socket, or the name of its file.
+func (l *Listener) Name() string { return l.file.Name() }
+
+// Close stops listening and removes the socket, unless another one is there
+// by now.
+func (l *Listener) Close() error {
+	if l.path == "" {
+		return l.file.Close()
+	}
+	// Closing is not enough where a copy of the descriptor is left, such as
+	// in a thread that a stranger's file system holds up in close: clients
+	// would connect and wait for ever.
+	err := l.control(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) })
+	err = errors.Join(err, l.file.Close())
+	var st unix.Stat_t
+	if lerr := unix.Lstat(l.path, &st); lerr == nil && st.Dev == l.stat.Dev && st.Ino == l.stat.Ino {
+		err = errors.Join(err, os.NewSyscallError("unlink", unix.Unlink(l.path)))
+	}
+	return err
+}
+
+func (l *Listener) control(f func(fd int) error) error {
+	rc, err := l.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := rc.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// prepare readies a socket, wherever it came from, and returns its descriptor,
+// which is good until Close.
+func (l *Listener) prepare() (fd int, err error) {
+	err = l.control(func(n int) error {
+		fd = n
+		if err := unix.SetsockoptInt(n, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+			return fmt.Errorf("%s: %w", l.Name(), os.NewSyscallError("setsockopt SO_PASSCRED", err))
+		}
+		return os.NewSyscallError("fcntl", unix.SetNonblock(n, true))
+	})
+	return fd, err
+}
+
+// listener is a Listener that a Server accepts from.
+type listener struct {
+	*Listener
+	s      *Server
+	fd     int
+	events uint32 // what epoll watches for
+	closed bool
+}
+
+// acceptBatch is how many connections are accepted before others get a turn.
+const acceptBatch = 16
+
+func (l *listener) ready(uint32) {
+	l.accept(acceptBatch)
+}
+
+// accept takes up to n connections and reports whether there may be more.
+func (l *listener) accept(n int) bool {
+	s := l.s
+	for range n {
+		if len(s.conns) >= s.limits.TotalConnections || s.opening >= maxOpening {
+			s.pause()
+			return false
+		}
+		fd, _, err := unix.Accept4(l.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		switch {
+		case err == nil:
+			s.open(fd)
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNABORTED):
+		case errors.Is(err, unix.EAGAIN):
+			return false
+		default:
+			// Out of descriptors or memory: others than ours may give some
+			// back, so look again in a while.
+			s.log.WithError(err).Warn("accept")
+			s.pause()
+			s.start(&s.retry, &s.retries)
+			return false
+		}
+	}
+	return true
+}
+
+// last accepts what the kernel has accepted already and closes the socket.
+// Called with mu held.
+func (l *listener) last() {
+	for range 64 { // not for ever: others go on connecting meanwhile
+		if !l.accept(acceptBatch) {
+			break
+		}
+	}
+	if err := l.close(); err != nil {
+		l.s.log.WithError(err).Warn("close a listening socket")
+	}
+}
+
+func (l *listener) close() error {
+	if l.closed {
+		return nil
+	}
+	l.closed = true
+	err := l.s.watch(l.fd, l, 0, &l.events)
+	return errors.Join(err, l.Listener.Close())
+}
+
+// pause stops accepting until resume. Called with mu held.
+func (s *Server) pause() {
+	if s.paused {
+		return
+	}
+	s.paused = true
+	s.watchListeners(0)
+}
+
+// resume accepts again. Called with mu held.
+func (s *Server) resume() {
+	if !s.paused || s.stopped {
+		return
+	}
+	s.paused = false
+	s.retry.stop()
+	s.watchListeners(unix.EPOLLIN)
+}
+
+func (s *Server) watchListeners(events uint32) {
+	for _, l := range s.listeners {
+		if l.closed {
+			continue
+		}
+		if err := s.watch(l.fd, l, events, &l.events); err != nil {
+			s.log.WithError(err).Error("watch a listening socket")
+		}
+	}
+}
