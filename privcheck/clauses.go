@@ -188,6 +188,11 @@ func Chmod(r Requestor, p Place, obj Object, mode uint32) Decision {
 	if d := reach(r, p, obj); !d.allowed {
 		return d.in("5")
 	}
+	// Else a container whose limits belong to an id that is mapped inside could
+	// let the container around it write them.
+	if r.Outside() && p.Target == p.Own && !obj.isDir() {
+		return deny("5 own", "a container does not change the files of its own cgroup, only of those below")
+	}
 	switch {
 	case r.rootOver(obj):
 		return allow("5 root")

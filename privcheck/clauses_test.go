@@ -237,6 +237,10 @@ func TestChmod(t *testing.T) {
 		{"elsewhere", Chmod(hostRoot, at("/a", "/b", d(0, 0, 0o755)), mine, 0o644), "no 5/1 subtree"},
 		{"its directory, closed", Chmod(owner, at("/a", "/a", d(1000, 1000, 0)), d(1000, 1000, 0), 0o700), "5 owner"},
 		{"a file in a closed directory", Chmod(owner, at("/a", "/a", d(1000, 1000, 0)), mine, 0o700), "no 5/1 search"},
+		{"a container, its own limits", Chmod(ctRoot, own(100000), f(100000, 100000, 0o644), 0o666), "no 5 own"},
+		{"so a privileged container", Chmod(privRoot, own(0), f(0, 0, 0o644), 0o666), "no 5 own"},
+		{"a container, its own directory", Chmod(ctRoot, own(100000), d(100000, 100000, 0o755), 0o775), "5 root"},
+		{"one of the host, its own files", Chmod(owner, own(1000), mine, 0o644), "5 owner"},
 		{"unmapped", Chmod(unmapped, own(1000), d(1000, 1000, 0o755), 0o777), "no 5 owner"},
 	})
 }

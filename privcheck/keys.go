@@ -25,6 +25,7 @@ func (c KeyClass) String() string {
 		return "host root"
 	case Delegable:
 		return "delegable"
+	case NeverWritten:
 	}
 	return "never"
 }
