@@ -30,7 +30,7 @@ func TestClassOf(t *testing.T) {
 			memory.use_hierarchy memory.move_charge_at_immigrate io.prio.class io.cost.qos io.cost.model
 			memory.usage_in_bytes memory.peak`,
 	} {
-		for _, name := range strings.FieldsSeq(names) {
+		for name := range strings.FieldsSeq(names) {
 			if got := ClassOf(name); got != class {
 				t.Errorf("ClassOf(%q) = %v, want %v", name, got, class)
 			}
