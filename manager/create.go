@@ -16,12 +16,12 @@ import (
 func quote(s string) string { return strconv.Quote(s) }
 
 // Create implements api.CGManager1.
-func (m *Manager) Create(rq *api.Request, name string, controllers []string, values map[string]string) (bool, error) {
+func (m *Manager) Create(rq *api.Request, name string, controllers []string, values map[string]string) (_ bool, err error) {
 	c, err := m.begin("Create", rq)
 	if err != nil {
 		return false, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	if err := c.checkName(name); err != nil {
 		return false, err
 	}
@@ -40,7 +40,7 @@ func (m *Manager) Create(rq *api.Request, name string, controllers []string, val
 	}
 	var plans []*creation
 	for _, h := range hs {
-		p, err := c.planCreate(h, join(c.r().own(h), name), in(quote(name), h))
+		p, err := c.planCreate(h, join(c.r().own(h), name), quote(name))
 		if err != nil {
 			return false, err
 		}
@@ -71,14 +71,16 @@ func (m *Manager) Create(rq *api.Request, name string, controllers []string, val
 type creation struct {
 	at       *place
 	missing  string
-	subject  string
+	name     string // the caller's own
+	subject  string // name, with the hierarchy
 	decision privcheck.Decision
 	// enable names v2 controllers that the new cgroup needs.
 	enable []string
 }
 
 // planCreate gathers and decides; it changes nothing.
-func (c *call) planCreate(h *cgfs.Hierarchy, path, subject string) (*creation, error) {
+func (c *call) planCreate(h *cgfs.Hierarchy, path, name string) (*creation, error) {
+	subject := in(name, h)
 	if c.r().own(h) == "" {
 		return nil, api.Errorf(api.Denied, "%s %s: you have no cgroup in this hierarchy", c.op, subject)
 	}
@@ -101,7 +103,7 @@ func (c *call) planCreate(h *cgfs.Hierarchy, path, subject string) (*creation, e
 	if err != nil {
 		return nil, err
 	}
-	return &creation{at: at, missing: missing, subject: subject, decision: d}, nil
+	return &creation{at: at, missing: missing, name: name, subject: subject, decision: d}, nil
 }
 
 // create makes what is missing. Afterwards p.at is the cgroup itself.
@@ -151,7 +153,7 @@ func (c *call) create(p *creation, u *undo) (bool, error) {
 		p.at.chain = append(p.at.chain, object(a))
 	}
 	p.missing = ""
-	c.done(p.subject, p.decision)
+	c.done(p.name, p.at.h, p.decision)
 	return true, nil
 }
 

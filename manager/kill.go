@@ -30,12 +30,12 @@ func openTask(pid int32) (*identity.Task, error) {
 // Kill implements api.CGManager1. It freezes what it can, looks at every task,
 // and only if it may kill all of them kills any; then again, until none is
 // left: a task that forked before it was frozen has left a child.
-func (m *Manager) Kill(rq *api.Request, name string) error {
+func (m *Manager) Kill(rq *api.Request, name string) (err error) {
 	c, err := m.begin("Kill", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	places, err := c.existing(name)
 	if err != nil {
 		return err
@@ -70,7 +70,9 @@ func (k *killing) run() error {
 		}
 		if !left {
 			if k.killed > 0 {
-				k.done(k.subject, k.decision)
+				for _, p := range k.places {
+					k.done(k.subject, p.h, k.decision)
+				}
 			}
 			return nil
 		}

@@ -132,12 +132,12 @@ func (c *call) missing0(cgroup string) error {
 }
 
 // Create0 implements api.CGManager0.
-func (m *Manager) Create0(rq *api.Request, controller, cgroup string) (api.Existed, error) {
+func (m *Manager) Create0(rq *api.Request, controller, cgroup string) (_ api.Existed, err error) {
 	c, err := m.begin("Create", rq)
 	if err != nil {
 		return 0, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	existed := api.DidNotExist
 	var plans []*creation
 	if _, err := c.each(controller, func(h *cgfs.Hierarchy) error {
@@ -145,7 +145,7 @@ func (m *Manager) Create0(rq *api.Request, controller, cgroup string) (api.Exist
 		if err != nil {
 			return err
 		}
-		p, err := c.planCreate(h, path, in(quote(cgroup), h))
+		p, err := c.planCreate(h, path, quote(cgroup))
 		if err != nil {
 			return err
 		}
@@ -172,18 +172,18 @@ func (m *Manager) Create0(rq *api.Request, controller, cgroup string) (api.Exist
 }
 
 // Chown0 implements api.CGManager0.
-func (m *Manager) Chown0(rq *api.Request, controller, cgroup string, owner api.Owner) error {
+func (m *Manager) Chown0(rq *api.Request, controller, cgroup string, owner api.Owner) (err error) {
 	c, err := m.begin("Chown", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	found, err := c.each(controller, func(h *cgfs.Hierarchy) error {
-		p, subject, err := c.openIn0(h, cgroup, relative)
+		p, _, err := c.openIn0(h, cgroup, relative)
 		if err != nil {
 			return err
 		}
-		return c.chown([]*place{p}, subject, owner)
+		return c.chown([]*place{p}, quote(cgroup), owner)
 	})
 	if err == nil && !found {
 		return c.missing0(cgroup)
@@ -192,23 +192,23 @@ func (m *Manager) Chown0(rq *api.Request, controller, cgroup string, owner api.O
 }
 
 // Chmod0 implements api.CGManager0.
-func (m *Manager) Chmod0(rq *api.Request, controller, cgroup, file string, mode int32) error {
+func (m *Manager) Chmod0(rq *api.Request, controller, cgroup, file string, mode int32) (err error) {
 	c, err := m.begin("Chmod", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	if file != "" {
 		if err := cgfs.ValidFile(file); err != nil {
 			return api.Errorf(api.Invalid, "Chmod %q: file %q: %v", cgroup, file, err)
 		}
 	}
 	found, err := c.each(controller, func(h *cgfs.Hierarchy) error {
-		p, subject, err := c.openIn0(h, cgroup, relative)
+		p, _, err := c.openIn0(h, cgroup, relative)
 		if err != nil {
 			return err
 		}
-		return c.chmod([]*place{p}, subject, file, mode)
+		return c.chmod([]*place{p}, quote(cgroup), file, mode)
 	})
 	if err == nil && !found {
 		return c.missing0(cgroup)
@@ -227,12 +227,12 @@ func (c *call) key0(cgroup, key string) (string, error) {
 }
 
 // GetValue0 implements api.CGManager0.
-func (m *Manager) GetValue0(rq *api.Request, controller, cgroup, key string) (string, error) {
+func (m *Manager) GetValue0(rq *api.Request, controller, cgroup, key string) (_ string, err error) {
 	c, err := m.begin("GetValue", rq)
 	if err != nil {
 		return "", err
 	}
-	defer c.end()
+	defer c.end(&err)
 	key, err = c.key0(cgroup, key)
 	if err != nil {
 		return "", err
@@ -252,12 +252,12 @@ func (m *Manager) GetValue0(rq *api.Request, controller, cgroup, key string) (st
 
 // SetValue0 implements api.CGManager0. As in the original, the empty value is
 // accepted and writes nothing.
-func (m *Manager) SetValue0(rq *api.Request, controller, cgroup, key, value string) error {
+func (m *Manager) SetValue0(rq *api.Request, controller, cgroup, key, value string) (err error) {
 	c, err := m.begin("SetValue", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	key, err = c.key0(cgroup, key)
 	if err != nil {
 		return err
@@ -275,12 +275,12 @@ func (m *Manager) SetValue0(rq *api.Request, controller, cgroup, key, value stri
 }
 
 // Remove0 implements api.CGManager0. What is not there counts as removed.
-func (m *Manager) Remove0(rq *api.Request, controller, cgroup string, recursive bool) (api.Existed, error) {
+func (m *Manager) Remove0(rq *api.Request, controller, cgroup string, recursive bool) (_ api.Existed, err error) {
 	c, err := m.begin("Remove", rq)
 	if err != nil {
 		return 0, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	var rs []*removal
 	if _, err := c.each(controller, func(h *cgfs.Hierarchy) error {
 		p, subject, err := c.openIn0(h, cgroup, relative)
@@ -290,7 +290,7 @@ func (m *Manager) Remove0(rq *api.Request, controller, cgroup string, recursive 
 		if err != nil {
 			return err
 		}
-		r, err := c.planRemove(p, subject)
+		r, err := c.planRemove(p, quote(cgroup))
 		if err != nil {
 			return err
 		}
@@ -322,7 +322,7 @@ func (m *Manager) victim0(op string, rq *api.Request, v api.Victim) (*call, *vic
 	}
 	t, err := c.victim(v)
 	if err != nil {
-		c.end()
+		c.release()
 		return nil, nil, err
 	}
 	return c, t, nil
@@ -330,12 +330,12 @@ func (m *Manager) victim0(op string, rq *api.Request, v api.Victim) (*call, *vic
 
 // GetPidCgroup0 implements api.CGManager0: the answer is relative to the
 // requestor's own cgroup, "/" being that.
-func (m *Manager) GetPidCgroup0(rq *api.Request, controller string, v api.Victim) (string, error) {
+func (m *Manager) GetPidCgroup0(rq *api.Request, controller string, v api.Victim) (_ string, err error) {
 	c, t, err := m.victim0("GetPidCgroup", rq, v)
 	if err != nil {
 		return "", err
 	}
-	defer c.end()
+	defer c.end(&err)
 	h, path, err := c.pidCgroup(controller, t, func(p *party, h *cgfs.Hierarchy) string { return p.own(h) })
 	if err != nil {
 		return "", err
@@ -350,12 +350,12 @@ func (m *Manager) GetPidCgroup0(rq *api.Request, controller string, v api.Victim
 // GetPidCgroupAbs0 implements api.CGManager0: the answer starts with "/",
 // which is the hierarchy's root to a requestor of the host, and to one in a
 // container its own cgroup, or that of the proxy it asks through.
-func (m *Manager) GetPidCgroupAbs0(rq *api.Request, controller string, v api.Victim) (string, error) {
+func (m *Manager) GetPidCgroupAbs0(rq *api.Request, controller string, v api.Victim) (_ string, err error) {
 	c, t, err := m.victim0("GetPidCgroupAbs", rq, v)
 	if err != nil {
 		return "", err
 	}
-	defer c.end()
+	defer c.end(&err)
 	outermost := &c.parties[len(c.parties)-1]
 	from := func(_ *party, h *cgfs.Hierarchy) string {
 		if outermost.r.Outside() {
@@ -388,12 +388,12 @@ func (c *call) pidCgroup(controller string, v *victim, from func(*party, *cgfs.H
 }
 
 // MovePid0 implements api.CGManager0.
-func (m *Manager) MovePid0(rq *api.Request, controller, cgroup string, v api.Victim) error {
+func (m *Manager) MovePid0(rq *api.Request, controller, cgroup string, v api.Victim) (err error) {
 	c, t, err := m.victim0("MovePid", rq, v)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	return c.move0(controller, cgroup, t, forbidden, c.confined, c.moveDecision)
 }
 
@@ -448,12 +448,12 @@ func (c *call) move0(controller, cgroup string, v *victim, s slashes, confined f
 // MovePidAbs0 implements api.CGManager0 (clause 9). Without a proxy it is for
 // the host's root; the cgroup is then counted from the hierarchy's root.
 // Through a proxy it is counted from the proxy's own cgroup.
-func (m *Manager) MovePidAbs0(rq *api.Request, controller, cgroup string, v api.Victim) error {
+func (m *Manager) MovePidAbs0(rq *api.Request, controller, cgroup string, v api.Victim) (err error) {
 	c, t, err := m.victim0("MovePidAbs", rq, v)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	if !strings.HasPrefix(cgroup, "/") {
 		cgroup = "/" + cgroup
 	}
@@ -476,7 +476,7 @@ func (c *call) escape(controller, cgroup string, v *victim) error {
 		return err
 	}
 	behind := &call{m: c.m, op: c.op, scm: true, parties: c.parties[1:]}
-	defer behind.end()
+	defer behind.release()
 	question := func(v *victim, dst *place) (privcheck.Decision, error) {
 		r := c.r()
 		for i := range v.members {
@@ -488,16 +488,18 @@ func (c *call) escape(controller, cgroup string, v *victim) error {
 		}
 		return behind.moveDecision(v, dst)
 	}
-	return behind.move0(controller, cgroup, v, relative, behind.confined, question)
+	err := behind.move0(controller, cgroup, v, relative, behind.confined, question)
+	c.changes = behind.changes
+	return err
 }
 
 // GetTasks0 implements api.CGManager0.
-func (m *Manager) GetTasks0(rq *api.Request, controller, cgroup string) ([]int32, error) {
+func (m *Manager) GetTasks0(rq *api.Request, controller, cgroup string) (_ []int32, err error) {
 	c, err := m.begin("GetTasks", rq)
 	if err != nil {
 		return nil, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	p, subject, err := c.open0(controller, cgroup, absolute)
 	if err != nil {
 		return nil, err
@@ -510,12 +512,12 @@ func (m *Manager) GetTasks0(rq *api.Request, controller, cgroup string) ([]int32
 }
 
 // GetTasksRecursive0 implements api.CGManager0.
-func (m *Manager) GetTasksRecursive0(rq *api.Request, controller, cgroup string) ([]int32, error) {
+func (m *Manager) GetTasksRecursive0(rq *api.Request, controller, cgroup string) (_ []int32, err error) {
 	c, err := m.begin("GetTasksRecursive", rq)
 	if err != nil {
 		return nil, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	hs, err := c.controllers0(controller)
 	if err != nil {
 		return nil, err
@@ -604,12 +606,12 @@ func (c *call) pids0(pids []int32) []int32 {
 }
 
 // ListChildren0 implements api.CGManager0.
-func (m *Manager) ListChildren0(rq *api.Request, controller, cgroup string) ([]string, error) {
+func (m *Manager) ListChildren0(rq *api.Request, controller, cgroup string) (_ []string, err error) {
 	c, err := m.begin("ListChildren", rq)
 	if err != nil {
 		return nil, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	p, subject, err := c.open0(controller, cgroup, absolute)
 	if err != nil {
 		return nil, err
@@ -618,12 +620,12 @@ func (m *Manager) ListChildren0(rq *api.Request, controller, cgroup string) ([]s
 }
 
 // ListKeys0 implements api.CGManager0.
-func (m *Manager) ListKeys0(rq *api.Request, controller, cgroup string) ([]api.Key, error) {
+func (m *Manager) ListKeys0(rq *api.Request, controller, cgroup string) (_ []api.Key, err error) {
 	c, err := m.begin("ListKeys", rq)
 	if err != nil {
 		return nil, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	p, subject, err := c.open0(controller, cgroup, absolute)
 	if err != nil {
 		return nil, err
@@ -638,18 +640,18 @@ func (m *Manager) ListControllers0(*api.Request) ([]string, error) {
 
 // RemoveOnEmpty0 implements api.CGManager0: the cgroup goes once a task has
 // been in it and none is left.
-func (m *Manager) RemoveOnEmpty0(rq *api.Request, controller, cgroup string) error {
+func (m *Manager) RemoveOnEmpty0(rq *api.Request, controller, cgroup string) (err error) {
 	c, err := m.begin("RemoveOnEmpty", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	found, err := c.each(controller, func(h *cgfs.Hierarchy) error {
-		p, subject, err := c.openIn0(h, cgroup, relative)
+		p, _, err := c.openIn0(h, cgroup, relative)
 		if err != nil {
 			return err
 		}
-		r, err := c.planRemove(p, subject)
+		r, err := c.planRemove(p, quote(cgroup))
 		if err != nil {
 			return err
 		}
@@ -669,24 +671,24 @@ func (c *call) mark(r *removal) error {
 	if err := c.m.reaper.mark(r.at.dir); err != nil {
 		return c.kernel(r.subject, err)
 	}
-	c.done(r.subject, r.decision)
+	c.done(r.name, r.at.h, r.decision)
 	return nil
 }
 
 // Prune0 implements api.CGManager0: what is empty goes at once, the cgroup
 // itself included; what is not is marked.
-func (m *Manager) Prune0(rq *api.Request, controller, cgroup string) error {
+func (m *Manager) Prune0(rq *api.Request, controller, cgroup string) (err error) {
 	c, err := m.begin("Prune", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	_, err = c.each(controller, func(h *cgfs.Hierarchy) error {
-		p, subject, err := c.openIn0(h, cgroup, relative)
+		p, _, err := c.openIn0(h, cgroup, relative)
 		if err != nil {
 			return err
 		}
-		r, err := c.planRemove(p, subject)
+		r, err := c.planRemove(p, quote(cgroup))
 		if err != nil {
 			return err
 		}
@@ -715,7 +717,7 @@ func (c *call) prune(r *removal) error {
 	if err != nil {
 		return c.kernel(r.subject, err)
 	}
-	c.done(r.subject, r.decision)
+	c.done(r.name, r.at.h, r.decision)
 	return nil
 }
 

@@ -14,7 +14,7 @@ import (
 )
 
 // ListControllers implements api.CGManager1.
-func (m *Manager) ListControllers(rq *api.Request, name *string) ([]string, error) {
+func (m *Manager) ListControllers(rq *api.Request, name *string) (_ []string, err error) {
 	if name == nil {
 		return m.set.Controllers(), nil
 	}
@@ -22,7 +22,7 @@ func (m *Manager) ListControllers(rq *api.Request, name *string) ([]string, erro
 	if err != nil {
 		return nil, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	places, err := c.existing(*name)
 	if err != nil {
 		return nil, err
@@ -41,12 +41,12 @@ func (m *Manager) ListControllers(rq *api.Request, name *string) ([]string, erro
 }
 
 // ListChildren implements api.CGManager1: the union over all hierarchies.
-func (m *Manager) ListChildren(rq *api.Request, name string) ([]string, error) {
+func (m *Manager) ListChildren(rq *api.Request, name string) (_ []string, err error) {
 	c, err := m.begin("ListChildren", rq)
 	if err != nil {
 		return nil, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	places, err := c.existing(name)
 	if err != nil {
 		return nil, err
@@ -77,12 +77,12 @@ func (c *call) children(p *place, subject string) ([]string, error) {
 }
 
 // ListTasks implements api.CGManager1: the union over all hierarchies.
-func (m *Manager) ListTasks(rq *api.Request, name string) ([]uint32, uint32, error) {
+func (m *Manager) ListTasks(rq *api.Request, name string) (_ []uint32, _ uint32, err error) {
 	c, err := m.begin("ListTasks", rq)
 	if err != nil {
 		return nil, 0, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	places, err := c.existing(name)
 	if err != nil {
 		return nil, 0, err

@@ -147,11 +147,19 @@ type call struct {
 	// parties[0] is the requestor: names are relative to its cgroup, numbers
 	// are those of its namespaces.
 	parties []party
-	// foreign says that names, numbers and results are not those of the
-	// connection's opener but of somebody it acts for.
-	scm   bool
-	close []interface{ Close() }
-	buf   [1024]byte
+	// scm says that this is an *Scm call: results are in the daemon's own
+	// numbers.
+	scm     bool
+	close   []interface{ Close() }
+	changes []change
+	buf     [1024]byte
+}
+
+// change is something that a request has changed, for the audit line.
+type change struct {
+	what        string
+	hierarchies string
+	decision    privcheck.Decision
 }
 
 // begin establishes who asks. The caller must end the call.
@@ -165,7 +173,7 @@ func (m *Manager) begin(op string, rq *api.Request) (*call, error) {
 	if c.scm {
 		sender = proxy
 		if err := c.addParty(requestor, *rq.For, nil); err != nil {
-			c.end()
+			c.release()
 			return nil, err
 		}
 	}
@@ -175,7 +183,7 @@ func (m *Manager) begin(op string, rq *api.Request) (*call, error) {
 			first = proxy
 		}
 		if err := c.addParty(sender, rq.Sender, nil); err != nil {
-			c.end()
+			c.release()
 			return nil, err
 		}
 	} else if c.scm {
@@ -183,22 +191,47 @@ func (m *Manager) begin(op string, rq *api.Request) (*call, error) {
 	}
 	if c.scm && *rq.For == peer.cred && rq.Sender == peer.cred {
 		// A process that acts for itself: one party is enough.
-		c.end()
+		c.release()
 		c.parties, c.close = c.parties[:0], nil
 		first = requestor
 	}
 	if err := c.addParty(first, peer.cred, peer.proc); err != nil {
-		c.end()
+		c.release()
 		return nil, err
 	}
 	if err := c.nested(); err != nil {
-		c.end()
+		c.release()
 		return nil, err
 	}
 	return c, nil
 }
 
-func (c *call) end() {
+// end closes what the call holds and writes the audit line of what it has
+// changed.
+func (c *call) end(err *error) {
+	c.release()
+	if len(c.changes) == 0 || !c.m.log.IsLevelEnabled(logrus.InfoLevel) {
+		return
+	}
+	last := c.changes[len(c.changes)-1]
+	f := c.fields(last.what, last.decision)
+	if len(c.changes) > 1 {
+		var all []string
+		for _, ch := range c.changes {
+			all = append(all, ch.what)
+		}
+		f["target"] = strings.Join(all, ", ")
+	}
+	f["in"] = last.hierarchies
+	if *err != nil {
+		c.m.log.WithFields(f).WithError(*err).Info("failed on the way")
+		return
+	}
+	c.m.log.WithFields(f).Info("done")
+}
+
+// release closes the handles that the call holds.
+func (c *call) release() {
 	for _, h := range c.close {
 		h.Close()
 	}
@@ -341,11 +374,13 @@ func (c *call) refused(subject string, d privcheck.Decision, who string) {
 	c.m.log.WithFields(f).Warn("refused")
 }
 
-// done writes the audit line of a change.
-func (c *call) done(subject string, d privcheck.Decision) {
-	if c.m.log.IsLevelEnabled(logrus.InfoLevel) {
-		c.m.log.WithFields(c.fields(subject, d)).Info("done")
+// done notes a change for the audit line.
+func (c *call) done(what string, h *cgfs.Hierarchy, d privcheck.Decision) {
+	if n := len(c.changes); n > 0 && c.changes[n-1].what == what {
+		c.changes[n-1].hierarchies += "," + h.Name()
+		return
 	}
+	c.changes = append(c.changes, change{what: what, hierarchies: h.Name(), decision: d})
 }
 
 // kernel turns an error from below into one for the requestor: what was tried

@@ -15,12 +15,12 @@ import (
 )
 
 // Move implements api.CGManager1.
-func (m *Manager) Move(rq *api.Request, name string, pid uint32) error {
+func (m *Manager) Move(rq *api.Request, name string, pid uint32) (err error) {
 	c, err := m.begin("Move", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	v, err := c.victim(api.Victim{PID: int64(pid)})
 	if err != nil {
 		return err
@@ -29,12 +29,12 @@ func (m *Manager) Move(rq *api.Request, name string, pid uint32) error {
 }
 
 // MoveFd implements api.CGManager1.
-func (m *Manager) MoveFd(rq *api.Request, name string, pidfd int) error {
+func (m *Manager) MoveFd(rq *api.Request, name string, pidfd int) (err error) {
 	c, err := m.begin("MoveFd", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	t, err := identity.TaskOf(pidfd)
 	if err != nil {
 		return api.Errorf(api.Invalid, "MoveFd %q: the descriptor is not a pidfd of a living process", name).WithCause(err)
@@ -240,7 +240,7 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 		return err
 	}
 	for i := range steps {
-		c.done(in(v.subject, steps[i].dst.h), steps[i].decision)
+		c.done(v.subject, steps[i].dst.h, steps[i].decision)
 		c.m.reaper.filled(steps[i].dst.h, steps[i].dst.path)
 		for _, m := range v.members {
 			if from, ok := m.Cgroups.Path(steps[i].dst.h); ok {

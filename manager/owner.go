@@ -12,12 +12,12 @@ import (
 )
 
 // Chown implements api.CGManager1.
-func (m *Manager) Chown(rq *api.Request, name string, uid, gid uint32) error {
+func (m *Manager) Chown(rq *api.Request, name string, uid, gid uint32) (err error) {
 	c, err := m.begin("Chown", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	places, err := c.existing(name)
 	if err != nil {
 		return err
@@ -108,7 +108,7 @@ func (c *call) chown(places []*place, subject string, o api.Owner) error {
 	}
 	u.release()
 	for _, p := range places {
-		c.done(in(subject, p.h), changes[0].decision)
+		c.done(subject, p.h, changes[0].decision)
 	}
 	return nil
 }
@@ -161,7 +161,7 @@ func (c *call) chmod(places []*place, subject, file string, mode int32) error {
 				c.m.log.WithFields(logrus.Fields{"op": c.op, "target": subject}).WithError(err).Error("undo of a change of mode failed")
 			}
 		})
-		c.done(in(subject, ch.h), ch.decision)
+		c.done(subject, ch.h, ch.decision)
 	}
 	u.release()
 	return nil

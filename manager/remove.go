@@ -21,12 +21,12 @@ func (m *Manager) DeleteForce(rq *api.Request, name string) error {
 	return m.delete("DeleteForce", rq, name, true)
 }
 
-func (m *Manager) delete(op string, rq *api.Request, name string, force bool) error {
+func (m *Manager) delete(op string, rq *api.Request, name string, force bool) (err error) {
 	c, err := m.begin(op, rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	if name == "" {
 		return api.Errorf(api.Invalid, "%s: your own cgroup is not yours to remove", op)
 	}
@@ -36,7 +36,7 @@ func (m *Manager) delete(op string, rq *api.Request, name string, force bool) er
 	}
 	removals := make([]*removal, 0, len(places))
 	for _, p := range places {
-		r, err := c.planRemove(p, in(quote(name), p.h))
+		r, err := c.planRemove(p, quote(name))
 		if err != nil {
 			return err
 		}
@@ -54,12 +54,14 @@ func (m *Manager) delete(op string, rq *api.Request, name string, force bool) er
 type removal struct {
 	at       *place
 	above    *place
-	subject  string
+	name     string // the caller's own
+	subject  string // name, with the hierarchy
 	decision privcheck.Decision
 }
 
 // planRemove gathers and decides.
-func (c *call) planRemove(p *place, subject string) (*removal, error) {
+func (c *call) planRemove(p *place, name string) (*removal, error) {
+	subject := in(name, p.h)
 	if p.path == "/" || p.path == c.r().own(p.h) {
 		return nil, api.Errorf(api.Invalid, "%s %s: your own cgroup is not yours to remove", c.op, subject)
 	}
@@ -73,7 +75,7 @@ func (c *call) planRemove(p *place, subject string) (*removal, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &removal{at: p, above: above, subject: subject, decision: d}, nil
+	return &removal{at: p, above: above, name: name, subject: subject, decision: d}, nil
 }
 
 // remove removes the cgroups with what lies below. That no task is left in any
@@ -99,7 +101,7 @@ func (c *call) remove(rs []*removal) error {
 			return c.kernel(r.subject, err)
 		}
 		c.m.reaper.gone(r.at.h, r.at.path)
-		c.done(r.subject, r.decision)
+		c.done(r.name, r.at.h, r.decision)
 	}
 	return nil
 }

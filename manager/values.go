@@ -123,12 +123,12 @@ type write struct {
 }
 
 // SetValue implements api.CGManager1.
-func (m *Manager) SetValue(rq *api.Request, name string, values map[string]string) error {
+func (m *Manager) SetValue(rq *api.Request, name string, values map[string]string) (err error) {
 	c, err := m.begin("SetValue", rq)
 	if err != nil {
 		return err
 	}
-	defer c.end()
+	defer c.end(&err)
 	set, err := c.parse(name, values)
 	if err != nil {
 		return err
@@ -199,7 +199,7 @@ func (c *call) write(ws []*write, u *undo) error {
 				}
 			})
 		}
-		c.done(w.subject, w.decision)
+		c.done(w.subject, w.at.h, w.decision)
 	}
 	return nil
 }
@@ -357,12 +357,12 @@ func (c *call) value(at *place, file, subject string) ([]byte, error) {
 }
 
 // GetValue implements api.CGManager1.
-func (m *Manager) GetValue(rq *api.Request, name string, keys []string) (map[string]string, error) {
+func (m *Manager) GetValue(rq *api.Request, name string, keys []string) (_ map[string]string, err error) {
 	c, err := m.begin("GetValue", rq)
 	if err != nil {
 		return nil, err
 	}
-	defer c.end()
+	defer c.end(&err)
 	out := make(map[string]string, len(keys))
 	var places []*place
 	for _, k := range keys {
