@@ -73,6 +73,9 @@ func (d *Dir) Freeze(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("freeze: %w", err)
+	}
 	for wait := 50 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
 		// On v1 a task that is forked or moved in while the cgroup is
 		// freezing can be missed; asking again reaches it.

@@ -121,7 +121,6 @@ var fileKeys = []*Key{
 	file1("memory", "memory.memsw.limit_in_bytes", &binding{"memory", "memory.swap.max, memory.max", setMemsw2, getMemsw2}),
 	file1("memory", "memory.usage_in_bytes", readText("memory", "memory.current")),
 	file1("memory", "memory.max_usage_in_bytes", readText("memory", "memory.peak")),
-	file1("memory", "memory.failcnt", readEvent("memory", "memory.events", "max")),
 	file1("cpuset", "cpuset.effective_cpus", readText("cpuset", "cpuset.cpus.effective")),
 	file1("cpuset", "cpuset.effective_mems", readText("cpuset", "cpuset.mems.effective")),
 	file1("cpuacct", "cpuacct.stat", &binding{"", "cpu.stat", nil, getCPUStat2}),
