@@ -40,7 +40,7 @@ type reaper struct {
 	wake int // eventfd
 
 	mu      sync.Mutex
-	watched map[watchKey]*watch // guarded by mu
+	watched map[watchKey]*watch // guarded by mu, as are the watches' fields
 	todo    []*watch            // to be looked at; guarded by mu
 	byFD    map[int32]*watch    // guarded by mu
 	closed  bool                // guarded by mu
@@ -58,6 +58,9 @@ type watch struct {
 	// fd is a pidfd of a task in it (v1), or that of events (v2); -1 is none.
 	fd     int
 	events *cgfs.File
+	// filled: the daemon itself has put a task into it or below, which may
+	// have ended before anybody looked.
+	filled bool
 }
 
 // lookAgain is how often v1 cgroups with a mark are looked at without a cause.
@@ -152,16 +155,17 @@ func (r *reaper) add(k watchKey) {
 
 // filled tells that a task was put into a cgroup, left that one was taken
 // out.
-func (r *reaper) filled(h *cgfs.Hierarchy, path string) { r.changed(h, path) }
-func (r *reaper) left(h *cgfs.Hierarchy, path string)   { r.changed(h, path) }
+func (r *reaper) filled(h *cgfs.Hierarchy, path string) { r.changed(h, path, true) }
+func (r *reaper) left(h *cgfs.Hierarchy, path string)   { r.changed(h, path, false) }
 
-func (r *reaper) changed(h *cgfs.Hierarchy, path string) {
+func (r *reaper) changed(h *cgfs.Hierarchy, path string, filled bool) {
 	r.mu.Lock()
 	found := false
 	if len(r.watched) > 0 {
 		for {
 			if w, ok := r.watched[watchKey{h, path}]; ok {
 				r.todo, found = append(r.todo, w), true
+				w.filled = w.filled || filled
 			}
 			if path == "/" || path == "" {
 				break
@@ -341,7 +345,7 @@ func (r *reaper) lookAt(w *watch) (keep bool, err error) {
 		}
 		return true, nil
 	}
-	if state != filled {
+	if state != filled && !r.wasFilled(w) {
 		return true, nil
 	}
 	above, err := w.key.h.Open(parent(w.key.path))
@@ -354,6 +358,12 @@ func (r *reaper) lookAt(w *watch) (keep bool, err error) {
 	}
 	r.log.WithFields(logrus.Fields{"op": "RemoveOnEmpty", "hierarchy": w.key.h.Name(), "target": w.key.path}).Info("removed: empty")
 	return false, nil
+}
+
+func (r *reaper) wasFilled(w *watch) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return w.filled
 }
 
 // await makes sure that an event comes when d may have become empty: the end
