@@ -1,0 +1,97 @@
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/hex"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/test/harness"
+)
+
+// TestKernelTranscript replays the transcript of docs/PROTOCOL.md: what the
+// client sends there, in one write, is answered by the very bytes there, but
+// for the daemon's guid.
+func TestKernelTranscript(t *testing.T) {
+	harness.Require(t, "root", "v1")
+	doc, err := os.ReadFile("../../docs/PROTOCOL.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var client, server []byte
+	for line := range strings.Lines(string(doc)) {
+		if rest, ok := strings.CutPrefix(line, "    C: "); ok {
+			client = append(client, transcriptBytes(t, rest)...)
+		} else if rest, ok := strings.CutPrefix(line, "    S: "); ok {
+			server = append(server, transcriptBytes(t, rest)...)
+		}
+	}
+	if len(client) == 0 || len(server) == 0 {
+		t.Fatal("docs/PROTOCOL.md has no transcript")
+	}
+
+	daemon := harness.StartDaemon(t)
+	tree := harness.NewTree(t)
+	tree.Make("box", 0, 0)
+	p := harness.Start(t, harness.Spec{})
+	tree.Place(p, "box")
+	fd := p.Socket(unix.SOCK_STREAM)
+	if err := p.Connect(fd, daemon.Sock); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Send(fd, client, nil); err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	for len(got) < len(server) {
+		d, err := p.Recv(fd, 5*time.Second)
+		if err != nil || len(d.Data) == 0 {
+			t.Fatalf("after %q: %v", got, err)
+		}
+		got = append(got, d.Data...)
+	}
+	guid := regexp.MustCompile(`^OK [0-9a-f]{32}\r\n`)
+	if !guid.Match(got) || !bytes.Equal(guid.ReplaceAll(got, nil), guid.ReplaceAll(server, nil)) {
+		t.Errorf("the daemon answered\n%q, not\n%q", got, server)
+	}
+	if !tree.Exists(harness.Find(t, "memory"), "box/demo") {
+		t.Error("the cgroup was not created")
+	}
+}
+
+var transcriptToken = regexp.MustCompile(`^(?:([0-9a-f]{2})|("(?:[^"\\]|\\.)*"))(?:\s+|$)`)
+
+// transcriptBytes reads a line of hexadecimal bytes and quoted strings, up to
+// a "#".
+func transcriptBytes(t *testing.T, line string) []byte {
+	t.Helper()
+	var bs []byte
+	rest := strings.TrimSpace(line)
+	for rest != "" && rest[0] != '#' {
+		m := transcriptToken.FindStringSubmatch(rest)
+		if m == nil {
+			t.Fatalf("transcript: %q", rest)
+		}
+		rest = rest[len(m[0]):]
+		if m[1] != "" {
+			b, err := hex.DecodeString(m[1])
+			if err != nil {
+				t.Fatal(err)
+			}
+			bs = append(bs, b...)
+			continue
+		}
+		s, err := strconv.Unquote(m[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		bs = append(bs, s...)
+	}
+	return bs
+}
