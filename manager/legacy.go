@@ -651,7 +651,7 @@ func (m *Manager) RemoveOnEmpty0(rq *api.Request, controller, cgroup string) (er
 		if err != nil {
 			return err
 		}
-		r, err := c.planRemove(p, quote(cgroup))
+		r, err := c.planMark(p, quote(cgroup))
 		if err != nil {
 			return err
 		}
@@ -661,6 +661,20 @@ func (m *Manager) RemoveOnEmpty0(rq *api.Request, controller, cgroup string) (er
 		return c.missing0(cgroup)
 	}
 	return err
+}
+
+// planMark gathers and decides for RemoveOnEmpty. Only the host's root, which
+// could leave it, may name its own cgroup: a login service marks the one that
+// it has put itself and the session into.
+func (c *call) planMark(p *place, name string) (*removal, error) {
+	if p.path != c.r().own(p.h) || p.path == "/" {
+		return c.planRemove(p, name)
+	}
+	d, err := c.decide(in(name, p.h), func(who *party) privcheck.Decision { return privcheck.Escape(who.r) })
+	if err != nil {
+		return nil, err
+	}
+	return &removal{at: p, name: name, subject: in(name, p.h), decision: d}, nil
 }
 
 // mark is the one place that sets a RemoveOnEmpty mark.

@@ -63,7 +63,7 @@ type removal struct {
 func (c *call) planRemove(p *place, name string) (*removal, error) {
 	subject := in(name, p.h)
 	if p.path == "/" || p.path == c.r().own(p.h) {
-		return nil, api.Errorf(api.Invalid, "%s %s: your own cgroup is not yours to remove", c.op, subject)
+		return nil, api.Errorf(api.Denied, "%s %s: your own cgroup is not yours to remove", c.op, subject)
 	}
 	above, err := c.open(p.h, parent(p.path))
 	if err != nil {
