@@ -85,7 +85,9 @@ func (k *killing) run() error {
 }
 
 // round freezes, decides, kills, and thaws. It reports whether there was
-// anything to kill.
+// anything to kill. Handles on tasks are held one at a time, however many tasks
+// there are: every task is decided upon before the first is killed, and each
+// once more just before it is.
 func (k *killing) round() (bool, error) {
 	thaw := k.freeze()
 	died := false
@@ -94,61 +96,84 @@ func (k *killing) round() (bool, error) {
 	if err != nil || len(pids) == 0 {
 		return false, err
 	}
-	var doomed []*victim
-	defer func() {
-		for _, v := range doomed {
-			v.Close()
-		}
-	}()
+	var running []int32
 	for _, pid := range pids {
-		if pid <= 0 {
-			return false, api.Errorf(api.Denied, "Kill %s: there is a task in it that is not visible", k.subject)
-		}
-		t, err := openTask(pid)
+		frozen := true
+		err := k.with(pid, func(v *victim) (err error) {
+			frozen, err = k.decideOne(v)
+			return err
+		})
 		if err != nil {
-			return false, k.kernel(k.subject, err)
-		}
-		if t == nil {
-			continue
-		}
-		v := &victim{Task: t, subject: "a task in " + k.subject}
-		doomed = append(doomed, v)
-	}
-	running, err := k.decideAll(doomed)
-	if err != nil {
-		return false, err
-	}
-	if len(running) > 0 {
-		if err := k.stop(running); err != nil {
 			return false, err
 		}
+		if !frozen {
+			running = append(running, pid)
+		}
 	}
-	for _, v := range doomed {
-		if err := unix.PidfdSendSignal(v.PidFD(), unix.SIGKILL, nil, 0); err == nil {
-			k.killed++
-			died = true
+	if err := k.stop(running); err != nil {
+		return false, err
+	}
+	for _, pid := range pids {
+		if err := k.with(pid, func(v *victim) error {
+			if _, err := k.decideOne(v); err != nil {
+				return err
+			}
+			if unix.PidfdSendSignal(v.PidFD(), unix.SIGKILL, nil, 0) == nil {
+				k.killed++
+				died = true
+			}
+			return nil
+		}); err != nil {
+			return false, err
 		}
 	}
 	return true, nil
 }
 
-// decideAll asks clause 7 for every task in every hierarchy that the request
-// touches. It returns those that could still exec: they are in none of the
-// cgroups that were frozen.
-func (k *killing) decideAll(vs []*victim) (running []*victim, err error) {
-	for _, v := range vs {
-		frozen, err := k.decideOne(v)
-		if errors.Is(err, identity.ErrGone) {
+// with calls f with a handle on a task; not if the task has ended, and it may
+// end while f looks at it.
+func (k *killing) with(pid int32, f func(v *victim) error) error {
+	if pid <= 0 {
+		return api.Errorf(api.Denied, "Kill %s: there is a task in it that is not visible", k.subject)
+	}
+	t, err := openTask(pid)
+	if err != nil {
+		return k.kernel(k.subject, err)
+	}
+	if t == nil {
+		return nil
+	}
+	defer t.Close()
+	if err := f(&victim{Task: t, subject: "a task in " + k.subject}); !errors.Is(err, identity.ErrGone) {
+		return err
+	}
+	return nil
+}
+
+// stop stops tasks that no freezer holds, because a stopped task cannot exec a
+// program of somebody else, and decides once more. If one is not to be killed
+// after all, all of them go on.
+func (k *killing) stop(pids []int32) error {
+	for i, pid := range pids {
+		err := k.with(pid, func(v *victim) error {
+			if _, err := k.decideOne(v); err != nil {
+				return err
+			}
+			_ = unix.PidfdSendSignal(v.PidFD(), unix.SIGSTOP, nil, 0)
+			_, err := k.decideOne(v)
+			return err
+		})
+		if err == nil {
 			continue
 		}
-		if err != nil {
-			return nil, err
+		for _, pid := range pids[:i+1] {
+			_ = k.with(pid, func(v *victim) error {
+				return unix.PidfdSendSignal(v.PidFD(), unix.SIGCONT, nil, 0)
+			})
 		}
-		if !frozen {
-			running = append(running, v)
-		}
+		return err
 	}
-	return running, nil
+	return nil
 }
 
 func (k *killing) decideOne(v *victim) (frozen bool, err error) {
@@ -174,21 +199,6 @@ func (k *killing) decideOne(v *victim) (frozen bool, err error) {
 		}
 	}
 	return frozen, nil
-}
-
-// stop stops tasks that no freezer holds, and decides once more: a stopped
-// task cannot exec a program of somebody else.
-func (k *killing) stop(vs []*victim) error {
-	for _, v := range vs {
-		_ = unix.PidfdSendSignal(v.PidFD(), unix.SIGSTOP, nil, 0)
-	}
-	_, err := k.decideAll(vs)
-	if err != nil {
-		for _, v := range vs {
-			_ = unix.PidfdSendSignal(v.PidFD(), unix.SIGCONT, nil, 0)
-		}
-	}
-	return err
 }
 
 // freeze freezes the cgroups where the host can. The returned function takes
