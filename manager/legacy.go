@@ -75,13 +75,14 @@ func (c *call) path0(h *cgfs.Hierarchy, arg string, s slashes) (string, error) {
 	return join(from, name), nil
 }
 
-// open0 opens the cgroup that a method names in one hierarchy.
-func (c *call) open0(controller, cgroup string, s slashes) (*place, string, error) {
+// open0 opens the cgroup that a method names in one hierarchy, for reading and
+// setting values: those take a leading "/" as the hierarchy's root.
+func (c *call) open0(controller, cgroup string) (*place, string, error) {
 	h, err := c.controller0(controller)
 	if err != nil {
 		return nil, "", err
 	}
-	return c.openIn0(h, cgroup, s)
+	return c.openIn0(h, cgroup, absolute)
 }
 
 func (c *call) openIn0(h *cgfs.Hierarchy, cgroup string, s slashes) (*place, string, error) {
@@ -237,7 +238,7 @@ func (m *Manager) GetValue0(rq *api.Request, controller, cgroup, key string) (_ 
 	if err != nil {
 		return "", err
 	}
-	p, _, err := c.open0(controller, cgroup, absolute)
+	p, _, err := c.open0(controller, cgroup)
 	if err != nil {
 		return "", err
 	}
@@ -262,7 +263,7 @@ func (m *Manager) SetValue0(rq *api.Request, controller, cgroup, key, value stri
 	if err != nil {
 		return err
 	}
-	p, subject, err := c.open0(controller, cgroup, absolute)
+	p, subject, err := c.open0(controller, cgroup)
 	if err != nil {
 		return err
 	}
@@ -500,7 +501,7 @@ func (m *Manager) GetTasks0(rq *api.Request, controller, cgroup string) (_ []int
 		return nil, err
 	}
 	defer c.end(&err)
-	p, subject, err := c.open0(controller, cgroup, absolute)
+	p, subject, err := c.open0(controller, cgroup)
 	if err != nil {
 		return nil, err
 	}
@@ -612,7 +613,7 @@ func (m *Manager) ListChildren0(rq *api.Request, controller, cgroup string) (_ [
 		return nil, err
 	}
 	defer c.end(&err)
-	p, subject, err := c.open0(controller, cgroup, absolute)
+	p, subject, err := c.open0(controller, cgroup)
 	if err != nil {
 		return nil, err
 	}
@@ -626,7 +627,7 @@ func (m *Manager) ListKeys0(rq *api.Request, controller, cgroup string) (_ []api
 		return nil, err
 	}
 	defer c.end(&err)
-	p, subject, err := c.open0(controller, cgroup, absolute)
+	p, subject, err := c.open0(controller, cgroup)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -106,9 +107,9 @@ func name(t *testing.T) string {
 				}
 				return nil
 			})
-			for i := len(dirs) - 1; i >= 0; i-- {
+			for _, dir := range slices.Backward(dirs) {
 				for range 100 {
-					if err := os.Remove(dirs[i]); err == nil || errors.Is(err, os.ErrNotExist) {
+					if err := os.Remove(dir); err == nil || errors.Is(err, os.ErrNotExist) {
 						break
 					}
 					time.Sleep(5 * time.Millisecond)

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -276,8 +277,8 @@ func (u *undo) add(f func()) { *u = append(*u, f) }
 func (u *undo) release() { *u = nil }
 
 func (u *undo) run() {
-	for i := len(*u) - 1; i >= 0; i-- {
-		(*u)[i]()
+	for _, f := range slices.Backward(*u) {
+		f()
 	}
 	*u = nil
 }

@@ -3,6 +3,7 @@ package identity
 import (
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -144,10 +145,8 @@ func (h *Host) pidAtLevel(p *Process, level int, dir string) (uint32, bool) {
 	if err != nil {
 		return 0, false
 	}
-	for _, n := range chain {
-		if n == p.pidNS {
-			return uint32(st.NSpid[level]), true
-		}
+	if !slices.Contains(chain, p.pidNS) {
+		return 0, false
 	}
-	return 0, false
+	return uint32(st.NSpid[level]), true
 }

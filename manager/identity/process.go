@@ -192,5 +192,5 @@ func namespaceAt(dir int, name string) (ns, error) {
 	if err := unix.Fstatat(dir, name, &st, 0); err != nil {
 		return ns{}, gone(err)
 	}
-	return ns{uint64(st.Dev), st.Ino}, nil
+	return ns{st.Dev, st.Ino}, nil
 }

@@ -3,6 +3,7 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -136,7 +137,7 @@ func (p *Process) chain(name string, host ns) ([]ns, error) {
 		if err := unix.Fstat(fd, &st); err != nil {
 			return nil, err
 		}
-		n := ns{uint64(st.Dev), st.Ino}
+		n := ns{st.Dev, st.Ino}
 		if n == host {
 			return out, nil
 		}
@@ -193,11 +194,7 @@ func (h *Host) Encloses(outer, inner *Process) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		found := false
-		for _, n := range chain {
-			found = found || n == o
-		}
-		if !found {
+		if !slices.Contains(chain, o) {
 			return false, nil
 		}
 	}
