@@ -40,9 +40,8 @@ func TestKernelImpostorSetns(t *testing.T) {
 			h := harness.StartInPIDNSOf(t, b.Proc, harness.Spec{UID: entered.uid, GID: entered.uid})
 			w.Place(h, entered.cg)
 			u := b.user(1000)
+			w := w.sub(t)
 			w.watch = []*harness.Proc{h, u}
-			defer func() { w.watch = nil }()
-			w := &world{T: t, Tree: w.Tree, d: w.d, watch: w.watch}
 			forged := harness.Cred{PID: h.NSpid()[1], UID: 0, GID: 0}
 			c := b.MustDial(w.d.Sock)
 			defer c.Close()
@@ -113,7 +112,8 @@ func TestKernelImpostorSetns(t *testing.T) {
 func TestKernelImpostorSideways(t *testing.T) {
 	freezer := harness.Find(t, "freezer")
 	// Somebody else owns the yard; "mine" is the requestor's, "jail" is not.
-	attacks := func(w *world, r, v *harness.Proc, pidIn func(*harness.Proc) harness.Cred) {
+	attacks := func(w *world, jail string, r, v *harness.Proc, pidIn func(*harness.Proc) harness.Cred) {
+		w.Write(freezer, jail, "freezer.state", "FROZEN")
 		c := r.MustDial(w.d.Sock)
 		defer c.Close()
 		fd := r.PidFD(int(pidIn(v).PID))
@@ -125,22 +125,25 @@ func TestKernelImpostorSideways(t *testing.T) {
 			"MovePid freezer": func() error { return second(c.V0("MovePid", "freezer", "mine", pid)) },
 			"MovePid memory":  func() error { return second(c.V0("MovePid", "memory", "mine", pid)) },
 			"MovePid up":      func() error { return second(c.V0("MovePid", "freezer", "", pid)) },
-			"MovePid all":     func() error { return second(c.V0("MovePid", "all", "mine", pid)) },
 			"MovePidAbs":      func() error { return second(c.V0("MovePidAbs", "freezer", "/", pid)) },
-			"MovePidScm": func() error {
-				return second(c.Scm("MovePidScm", []harness.Cred{r.Cred, pidIn(v)}, "all", "mine"))
-			},
-			"MovePidAbsScm": func() error {
-				return second(c.Scm("MovePidAbsScm", []harness.Cred{r.Cred, pidIn(v)}, "freezer", "mine"))
-			},
-			"thaw":        func() error { return second(c.V1("SetValue", "jail", map[string]string{"state": "thawed"})) },
-			"thaw (old)":  func() error { return second(c.V0("SetValue", "freezer", "jail", "freezer.state", "THAWED")) },
-			"DeleteForce": func() error { return second(c.V1("DeleteForce", "jail")) },
-			"limit":       func() error { return second(c.V1("SetValue", "jail", map[string]string{"pids.limit": "max"})) },
+			"thaw":            func() error { return second(c.V1("SetValue", "jail", map[string]string{"state": "thawed"})) },
+			"thaw (old)":      func() error { return second(c.V0("SetValue", "freezer", "jail", "freezer.state", "THAWED")) },
+			"DeleteForce":     func() error { return second(c.V1("DeleteForce", "jail")) },
+			"limit":           func() error { return second(c.V1("SetValue", "jail", map[string]string{"pids.limit": "max"})) },
 		} {
 			w.refused(what, attack)
 		}
+		w.harmless("MovePid all", func() error { return second(c.V0("MovePid", "all", "mine", pid)) })
 		r.Close(fd)
+		// Thawed, v plays along and sends its own credential.
+		w.Write(freezer, jail, "freezer.state", "THAWED")
+		for _, member := range []string{"MovePidScm", "MovePidAbsScm"} {
+			for _, to := range []string{"mine", "/mine", ""} {
+				w.refused(member+" "+to, func() error {
+					return scmBy(c, member, []*harness.Proc{r, v}, "freezer", to)
+				})
+			}
+		}
 	}
 
 	t.Run("host user", func(t *testing.T) {
@@ -150,12 +153,10 @@ func TestKernelImpostorSideways(t *testing.T) {
 		w.Make("yard/jail", 0, 0)
 		r, v := w.host(1000, "yard"), w.host(1000, "yard/jail")
 		w.watch = []*harness.Proc{v}
-		w.Write(freezer, "yard/jail", "freezer.state", "FROZEN")
-		attacks(w, r, v, func(p *harness.Proc) harness.Cred { return p.Cred })
+		attacks(w, "yard/jail", r, v, func(p *harness.Proc) harness.Cred { return p.Cred })
 
 		// The yard in which it may: going down, and sideways below what it
 		// owns.
-		w.Write(freezer, "yard/jail", "freezer.state", "THAWED")
 		w.Place(v, "yard")
 		c := r.MustDial(w.d.Sock)
 		defer c.Close()
@@ -164,7 +165,7 @@ func TestKernelImpostorSideways(t *testing.T) {
 		a.v1("Create", "mine/b", []string{}, map[string]string{})
 		for _, to := range []string{"mine/a", "mine/b", "mine"} {
 			a.v1("Move", to, uint32(v.PID))
-			want(t, "moved", w.in(v, named()...), "yard/"+to)
+			want(t, "moved", w.in(v), "yard/"+to)
 		}
 	})
 	t.Run("jailed in one hierarchy alone", func(t *testing.T) {
@@ -179,7 +180,8 @@ func TestKernelImpostorSideways(t *testing.T) {
 		c := r.MustDial(w.d.Sock)
 		defer c.Close()
 		w.refused("Move", func() error { return second(c.V1("Move", "mine", uint32(v.PID))) })
-		w.refused("MovePid all", func() error { return second(c.V0("MovePid", "all", "mine", v.PID)) })
+		w.harmless("MovePid all", func() error { return second(c.V0("MovePid", "all", "mine", v.PID)) })
+		w.refused("MovePid freezer", func() error { return second(c.V0("MovePid", "freezer", "mine", v.PID)) })
 		w.Write(freezer, "yard/jail", "freezer.state", "THAWED")
 	})
 	t.Run("prefix of the name", func(t *testing.T) {
@@ -204,9 +206,7 @@ func TestKernelImpostorSideways(t *testing.T) {
 		w.Make("c1/jail", b.HostUID, b.HostGID)
 		w.Place(v, "c1/jail")
 		w.watch = []*harness.Proc{v}
-		w.Write(freezer, "c1/jail", "freezer.state", "FROZEN")
-		attacks(w, r, v, b.sees)
-		w.Write(freezer, "c1/jail", "freezer.state", "THAWED")
+		attacks(w, "c1/jail", r, v, b.sees)
 	})
 	t.Run("container root that the host jailed", func(t *testing.T) {
 		w := newWorld(t)
@@ -217,9 +217,7 @@ func TestKernelImpostorSideways(t *testing.T) {
 		v := b.user(1000)
 		w.Place(v, "c1/jail")
 		w.watch = []*harness.Proc{v}
-		w.Write(freezer, "c1/jail", "freezer.state", "FROZEN")
-		attacks(w, b.Proc, v, b.sees)
-		w.Write(freezer, "c1/jail", "freezer.state", "THAWED")
+		attacks(w, "c1/jail", b.Proc, v, b.sees)
 	})
 }
 
@@ -395,58 +393,39 @@ func proxyOutside(w *world, in, out, v *harness.Proc) {
 	w.Helper()
 	w.watch = []*harness.Proc{in, out, v}
 	defer func() { w.watch = nil }()
-	// as names a process by the numbers of another: the kernel refuses what
-	// is not visible, or not the sender's own.
 	cin, cout := in.MustDial(w.d.Sock), out.MustDial(w.d.Sock)
 	defer cin.Close()
 	defer cout.Close()
 
-	// in is the peer; out answers the kicks with credentials of its own.
-	both := func(c *harness.Conn, from, kicker *harness.Proc, second *harness.Proc, member string, args ...any) func() error {
-		return func() error {
-			x, err := c.OpenScm(member, args...)
-			if err != nil {
-				return err
-			}
-			defer x.Close()
-			y := x.Give(kicker)
-			defer y.Close()
-			if err := y.Kick(kicker.Cred); err != nil {
-				return err
-			}
-			if second != nil {
-				z := x.Give(second)
-				defer z.Close()
-				if err := z.Kick(second.Cred); err != nil {
-					return err
-				}
-			}
-			_, err = x.Finish(member)
-			return err
+	both := func(c *harness.Conn, kicker, second *harness.Proc, member string, args ...any) func() error {
+		kickers := []*harness.Proc{kicker}
+		if second != nil {
+			kickers = append(kickers, second)
 		}
+		return func() error { return scmBy(c, member, kickers, args...) }
 	}
 	for _, member := range []string{"MovePidScm", "MovePidAbsScm"} {
 		for _, who := range []*harness.Proc{in, v} {
 			w.refused(fmt.Sprint(member, ": jailed peer, outside requestor, victim ", who == v),
-				both(cin, in, out, who, member, "memory", "mine"))
+				both(cin, out, who, member, "memory", "mine"))
 			w.refused(fmt.Sprint(member, ": jailed peer, outside requestor, to its own cgroup, victim ", who == v),
-				both(cin, in, out, who, member, "memory", ""))
+				both(cin, out, who, member, "memory", ""))
 			w.refused(fmt.Sprint(member, ": outside peer, outside requestor, victim ", who == v),
-				both(cout, out, out, who, member, "memory", "mine"))
+				both(cout, out, who, member, "memory", "mine"))
 		}
 	}
 	for _, who := range []*harness.Proc{in, v} {
 		w.refused(fmt.Sprint("outside peer, jailed requestor, to the peer's own cgroup, victim ", who == v),
-			both(cout, out, in, who, "MovePidAbsScm", "memory", "/"))
+			both(cout, in, who, "MovePidAbsScm", "memory", "/"))
 		w.refused(fmt.Sprint("outside peer, jailed requestor, to the peer's, victim ", who == v),
-			both(cout, out, in, who, "MovePidAbsScm", "memory", "/mine"))
+			both(cout, in, who, "MovePidAbsScm", "memory", "/mine"))
 	}
 	w.refused("jailed peer, outside requestor creates",
-		both(cin, in, out, nil, "CreateScm", "memory", "mine/x"))
+		both(cin, out, nil, "CreateScm", "memory", "mine/x"))
 	w.refused("jailed peer, outside requestor sets",
-		both(cin, in, out, nil, "SetValueScm", "pids", "mine", "pids.max", "9"))
+		both(cin, out, nil, "SetValueScm", "pids", "mine", "pids.max", "9"))
 	w.refused("jailed peer, outside requestor removes",
-		both(cin, in, out, nil, "RemoveScm", "memory", "mine", int32(1)))
+		both(cin, out, nil, "RemoveScm", "memory", "mine", int32(1)))
 
 	// out sends the call itself over in's connection, and the other way round.
 	over := cin.Give(out)

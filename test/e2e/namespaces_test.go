@@ -18,13 +18,14 @@ func TestKernelNamespacesPlain(t *testing.T) {
 		t.Run(fmt.Sprint("level ", level), func(t *testing.T) {
 			w := newWorld(t)
 			b := w.boxAt(level)
-			t.Run("CGManager1", func(t *testing.T) { plainCGManager1(t, w, b) })
-			t.Run("cgmanager0_0", func(t *testing.T) { plainCGManager0(t, w, b) })
+			t.Run("CGManager1", func(t *testing.T) { plainCGManager1(w.sub(t), b) })
+			t.Run("cgmanager0_0", func(t *testing.T) { plainCGManager0(w.sub(t), b) })
 		})
 	}
 }
 
-func plainCGManager1(t *testing.T, w *world, b *box) {
+func plainCGManager1(w *world, b *box) {
+	t := w.T
 	memory, pids := harness.Find(t, "memory"), harness.Find(t, "pids")
 	c := b.MustDial(w.d.Sock)
 	defer c.Close()
@@ -58,15 +59,16 @@ func plainCGManager1(t *testing.T, w *world, b *box) {
 	uc := u.MustDial(w.d.Sock)
 	asker{t, uc}.v1("Move", "web", uint32(u.PID))
 	uc.Close()
-	want(t, "the user", w.in(u, named()...), web)
+	want(t, "the user", w.in(u), web)
 	u2 := b.user(1000)
 	fd := b.PidFD(int(u2.PID))
 	a.v1("MoveFd", "web", harness.FD(fd))
 	b.Close(fd)
-	want(t, "the other", w.in(u2, named()...), web)
+	want(t, "the other", w.in(u2), web)
 
 	// Pids come back as the container's own; what it cannot see is counted.
-	stranger := w.host(1000, web)
+	stranger := w.host(1000, ".")
+	w.PlaceIn(stranger, web, controllers()...)
 	pidsIn := []uint32{uint32(u.PID), uint32(u2.PID)}
 	slices.Sort(pidsIn)
 	want(t, "tasks", a.v1("ListTasks", "web"), []any{pidsIn, uint32(1)})
@@ -97,7 +99,8 @@ func plainCGManager1(t *testing.T, w *world, b *box) {
 	})
 }
 
-func plainCGManager0(t *testing.T, w *world, b *box) {
+func plainCGManager0(w *world, b *box) {
+	t := w.T
 	memory := harness.Find(t, "memory")
 	c := b.MustDial(w.d.Sock)
 	defer c.Close()
@@ -123,9 +126,11 @@ func plainCGManager0(t *testing.T, w *world, b *box) {
 
 	u := b.user(1000)
 	a.v0("MovePid", "all", "web", u.PID)
-	want(t, "the user", w.in(u, named()...), web)
+	want(t, "the user", w.in(u), web)
 	want(t, "GetPidCgroup", a.v0("GetPidCgroup", "memory", u.PID)[0], "web")
-	want(t, "GetTasks", a.v0("GetTasks", "memory", "web")[0], []int32{u.PID})
+	// The old interface tells threads, where the hierarchy has them.
+	tasks, _ := a.v0("GetTasks", "memory", "web")[0].([]int32)
+	want(t, "GetTasks", tasks, threads(t, u, b))
 	rec, _ := a.v0("GetTasksRecursive", "memory", "")[0].([]int32)
 	if !slices.Contains(rec, u.PID) || !slices.Contains(rec, 1) {
 		t.Errorf("GetTasksRecursive is %v", rec)
@@ -146,7 +151,7 @@ func plainCGManager0(t *testing.T, w *world, b *box) {
 	})
 
 	a.v0("MovePid", "all", "", u.PID)
-	want(t, "the user, moved back", w.in(u, named()...), b.cg)
+	want(t, "the user, moved back", w.in(u), b.cg)
 	want(t, "Remove", a.v0("Remove", "all", "web", int32(1))[0], int32(1))
 	want(t, "Remove again", a.v0("Remove", "all", "web", int32(1))[0], int32(-1))
 
@@ -168,13 +173,24 @@ func plainCGManager0(t *testing.T, w *world, b *box) {
 	}
 }
 
+// threads returns the numbers of p's threads in b's pid namespace, sorted.
+func threads(t *testing.T, p *harness.Proc, b *box) []int32 {
+	t.Helper()
+	var tids []int32
+	for _, ns := range p.Threads() {
+		tids = append(tids, ns[b.level()])
+	}
+	slices.Sort(tids)
+	return tids
+}
+
 // The same by the sixteen *Scm calls, where a process acts for itself.
 func TestKernelNamespacesScm(t *testing.T) {
 	for level := 1; level <= 3; level++ {
 		t.Run(fmt.Sprint("level ", level), func(t *testing.T) {
 			w := newWorld(t)
 			b := w.boxAt(level)
-			scmCalls(t, w, b, b)
+			scmCalls(w, b, b)
 		})
 	}
 }
@@ -185,13 +201,14 @@ func TestKernelNamespacesScmProxy(t *testing.T) {
 	outer := w.box("c1")
 	inner := outer.box("c2")
 	innermost := inner.box("c3")
-	t.Run("level 1 for level 2", func(t *testing.T) { scmCalls(t, w, outer, inner) })
-	t.Run("level 1 for level 3", func(t *testing.T) { scmCalls(t, w, outer, innermost) })
-	t.Run("level 2 for level 3", func(t *testing.T) { scmCalls(t, w, inner, innermost) })
+	t.Run("level 1 for level 2", func(t *testing.T) { scmCalls(w.sub(t), outer, inner) })
+	t.Run("level 1 for level 3", func(t *testing.T) { scmCalls(w.sub(t), outer, innermost) })
+	t.Run("level 2 for level 3", func(t *testing.T) { scmCalls(w.sub(t), inner, innermost) })
 }
 
 // scmCalls makes all *Scm calls with p as the peer, acting for the root of b.
-func scmCalls(t *testing.T, w *world, p, b *box) {
+func scmCalls(w *world, p, b *box) {
+	t := w.T
 	memory := harness.Find(t, "memory")
 	c := p.MustDial(w.d.Sock)
 	defer c.Close()
@@ -223,11 +240,13 @@ func scmCalls(t *testing.T, w *world, p, b *box) {
 	want(t, "memory.limit_in_bytes", w.Read(memory, web, "memory.limit_in_bytes"), "50331648")
 	want(t, "GetValueScm", scm("GetValueScm", for1, "memory", "web", "memory.limit_in_bytes"), "50331648")
 	want(t, "MovePidScm", scm("MovePidScm", for2, "all", "web"), "1")
-	want(t, "the victim", w.in(u, named()...), web)
+	want(t, "the victim", w.in(u), web)
 	want(t, "GetPidCgroupScm", scm("GetPidCgroupScm", for2, "memory"), "web")
 	abs := "/" + strings.TrimPrefix(web, p.cg+"/")
 	want(t, "GetPidCgroupAbsScm", scm("GetPidCgroupAbsScm", for2, "memory"), abs)
-	want(t, "GetTasksScm", scm("GetTasksScm", for1, "memory", "web"), []int32{victim.PID})
+	tasks, _ := scm("GetTasksScm", for1, "memory", "web").([]int32)
+	slices.Sort(tasks)
+	want(t, "GetTasksScm", tasks, threads(t, u, p))
 	rec, _ := scm("GetTasksRecursiveScm", for1, "memory", "").([]int32)
 	if !slices.Contains(rec, victim.PID) || !slices.Contains(rec, me.PID) {
 		t.Errorf("GetTasksRecursiveScm is %v", rec)
@@ -248,7 +267,7 @@ func scmCalls(t *testing.T, w *world, p, b *box) {
 	} else {
 		// Root inside may leave its cgroup, up to the proxy's (clause 9).
 		want(t, "MovePidAbsScm", scm("MovePidAbsScm", for2, "all", "/"), "1")
-		want(t, "the victim", w.in(u, named()...), p.cg)
+		want(t, "the victim", w.in(u), p.cg)
 		w.refused("MovePidAbsScm above the proxy", func() error {
 			return second(c.Scm("MovePidAbsScm", for2, "memory", "/.."))
 		})
@@ -330,11 +349,13 @@ func TestKernelNamespacesPassedSocket(t *testing.T) {
 	w := newWorld(t)
 	w.Make("plain", 0, 0)
 	w.Make("jail", 0, 0)
-	w.Make("jail/target", 0, 0)
+	w.Make("jail/hosts", 0, 0)
+	w.Make("jail/hosts/target", 0, 0)
 	root := w.host(0, ".")
 	user := w.host(1000, "jail")
 	b := w.box("c1")
-	w.Make("c1/target", 0, 0)
+	w.Make("c1/hosts", 0, 0)
+	w.Make("c1/hosts/target", 0, 0)
 
 	// Root itself may do all of it.
 	c := root.MustDial(w.d.Sock)
@@ -350,24 +371,24 @@ func TestKernelNamespacesPassedSocket(t *testing.T) {
 				return second(passed.V1("SetValue", "", map[string]string{"pids.limit": "max"}))
 			},
 			"a limit of the host's": func() error {
-				return second(passed.V1("SetValue", "target", map[string]string{"pids.limit": "max"}))
+				return second(passed.V1("SetValue", "hosts/target", map[string]string{"pids.limit": "max"}))
 			},
 			"leaving":               func() error { return second(passed.V0("MovePidAbs", "memory", "/", p.PID)) },
 			"leaving for the plain": func() error { return second(passed.V0("MovePidAbs", "memory", w.Path("plain"), p.PID)) },
 			"creating in the host's": func() error {
-				return second(passed.V1("Create", "target/x", []string{}, map[string]string{}))
+				return second(passed.V1("Create", "hosts/target/x", []string{}, map[string]string{}))
 			},
-			"removing the host's":  func() error { return second(passed.V1("Delete", "target")) },
-			"moving to the host's": func() error { return second(passed.V1("Move", "target", uint32(p.PID))) },
-			"mode":                 func() error { return second(passed.V0("Chmod", "memory", "target", "", int32(0o777))) },
+			"removing the host's":  func() error { return second(passed.V1("Delete", "hosts/target")) },
+			"moving to the host's": func() error { return second(passed.V1("Move", "hosts/target", uint32(p.PID))) },
+			"mode":                 func() error { return second(passed.V0("Chmod", "memory", "hosts/target", "", int32(0o777))) },
 			"owner": func() error {
-				return second(passed.V1("Chown", "target", p.UID, p.GID))
+				return second(passed.V1("Chown", "hosts/target", p.UID, p.GID))
 			},
 			"a task of root's": func() error {
 				return second(passed.V1("Move", "", uint32(root.HostPID)))
 			},
 			"an *Scm call": func() error {
-				return second(passed.Scm("CreateScm", []harness.Cred{p.Cred}, "memory", "target/x"))
+				return second(passed.Scm("CreateScm", []harness.Cred{p.Cred}, "memory", "hosts/target/x"))
 			},
 		} {
 			w.refused(name+": "+what, attack)
@@ -493,7 +514,7 @@ func TestKernelNamespacesPrivilegedContainer(t *testing.T) {
 	a.v1("Create", "web", []string{}, map[string]string{"pids.limit": "9"})
 	u := b.user(1000)
 	a.v1("Move", "web", uint32(u.PID))
-	want(t, "the user", w.in(u, named()...), "c1/web")
+	want(t, "the user", w.in(u), "c1/web")
 	for what, attack := range map[string]func() error{
 		"its own limit":     func() error { return second(c.V1("SetValue", "", map[string]string{"pids.limit": "max"})) },
 		"leaving":           func() error { return second(c.V0("MovePidAbs", "memory", "/", p.PID)) },
@@ -539,7 +560,7 @@ func TestKernelNamespacesTools(t *testing.T) {
 					iface + ".ListControllers",
 				}, `string "memory"`},
 				"gdbus": {[]string{
-					"gdbus", "call", "--address", addr, "--object-path", obj,
+					"gdbus", "call", "--address", addr, "--dest", "org.linuxcontainers.cgmanager", "--object-path", obj,
 					"--method", iface + ".ListControllers",
 				}, "'memory'"},
 				"busctl": {[]string{
@@ -555,7 +576,7 @@ func TestKernelNamespacesTools(t *testing.T) {
 		}
 	}
 	// And they can change something.
-	out, code := inner.Exec(nil, "gdbus", "call", "--address", addr, "--object-path", obj,
+	out, code := inner.Exec(nil, "gdbus", "call", "--address", addr, "--dest", "org.linuxcontainers.cgmanager", "--object-path", obj,
 		"--method", harness.V1+".Create", "web", "['memory']", "{'memory.limit': '10M'}")
 	if code != 0 || !w.Exists(harness.Find(t, "memory"), inner.cg+"/web") {
 		t.Errorf("gdbus: Create: exit code %d: %s", code, out)

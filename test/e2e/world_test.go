@@ -5,7 +5,6 @@ import (
 	"maps"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,16 +34,47 @@ func newWorld(t *testing.T) *world {
 // processes too.
 func (w *world) refused(what string, attack func() error) {
 	w.Helper()
+	w.watched(what, func() { w.Refused(w.T, what, attack) })
+}
+
+// harmless is Tree.Harmless with the same care.
+func (w *world) harmless(what string, attack func() error) {
+	w.Helper()
+	w.watched(what, func() { w.Harmless(w.T, what, attack) })
+}
+
+func (w *world) watched(what string, f func()) {
+	w.Helper()
 	var before []map[string]string
 	for _, p := range w.watch {
 		before = append(before, p.Cgroups())
 	}
-	w.Refused(w.T, what, attack)
+	f()
 	for i, p := range w.watch {
 		if after := p.Cgroups(); !p.Alive() || !maps.Equal(before[i], after) {
 			w.Errorf("%s: a watched process was in %v, is in %v", what, before[i], after)
 		}
 	}
+}
+
+// scmBy makes an *Scm call over c in which each of the kickers sends a
+// credential, its own. The side channel is handed to them.
+func scmBy(c *harness.Conn, member string, kickers []*harness.Proc, args ...any) error {
+	x, err := c.OpenScm(member, args...)
+	if err != nil {
+		return err
+	}
+	defer x.Close()
+	for _, k := range kickers {
+		y := x.Give(k)
+		err := y.Kick(k.Cred)
+		y.Close()
+		if err != nil {
+			return err
+		}
+	}
+	_, err = x.Finish(member)
+	return err
 }
 
 // second drops a result that an attack does not look at.
@@ -115,24 +145,28 @@ func (w *world) host(id uint32, cg string) *harness.Proc {
 }
 
 // in reports where p is, below the tree, if that is the same in every
-// hierarchy but those that are named; else all of it.
-func (w *world) in(p *harness.Proc, but ...string) string {
+// hierarchy but the named ones; else all of it.
+func (w *world) in(p *harness.Proc) string {
 	w.Helper()
 	var one string
 	all := p.Cgroups()
-	for h, cg := range all {
-		if slices.Contains(but, h) {
-			continue
-		}
-		if one != "" && cg != one {
+	for _, h := range controllers() {
+		if one != "" && all[h.Name] != one {
 			return fmt.Sprint(all)
 		}
-		one = cg
+		one = all[h.Name]
 	}
 	if rest, ok := strings.CutPrefix(one, w.Base+"/"); ok {
 		return rest
 	}
 	return one
+}
+
+// sub is w for a subtest.
+func (w *world) sub(t *testing.T) *world {
+	s := *w
+	s.T = t
+	return &s
 }
 
 // level is how many containers b is in, itself included.
@@ -144,18 +178,8 @@ func (b *box) sees(p *harness.Proc) harness.Cred {
 	return harness.Cred{PID: p.NSpid()[b.level()], UID: p.HostUID - b.first, GID: p.HostGID - b.first}
 }
 
-// named are the hierarchies that a request touches only when it names them.
-func named() []string {
-	var n []string
-	for _, h := range harness.Hierarchies() {
-		if h.Named() {
-			n = append(n, h.Name)
-		}
-	}
-	return n
-}
-
-// controllers are the hierarchies that every request touches.
+// controllers are the hierarchies that every request touches; name= ones it
+// touches only when it names them.
 func controllers() []harness.Hierarchy {
 	var hs []harness.Hierarchy
 	for _, h := range harness.Hierarchies() {

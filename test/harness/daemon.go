@@ -85,8 +85,8 @@ func (d *Daemon) Log() string {
 	if err != nil {
 		return err.Error()
 	}
-	if len(b) > 64<<10 {
-		b = b[len(b)-64<<10:]
+	if len(b) > 16<<10 {
+		b = b[len(b)-16<<10:]
 		if i := bytes.IndexByte(b, '\n'); i >= 0 {
 			b = b[i+1:]
 		}

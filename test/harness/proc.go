@@ -421,7 +421,26 @@ var ignoreSIGPIPE = sync.OnceFunc(func() { signal.Ignore(unix.SIGPIPE) })
 // (proc_pid_status(5)).
 func (p *Proc) NSpid() []int32 {
 	p.t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.HostPID))
+	return p.nspid(fmt.Sprintf("/proc/%d/status", p.HostPID))
+}
+
+// Threads returns the same for each of p's threads.
+func (p *Proc) Threads() [][]int32 {
+	p.t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.HostPID))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var all [][]int32
+	for _, f := range files {
+		all = append(all, p.nspid(f))
+	}
+	return all
+}
+
+func (p *Proc) nspid(status string) []int32 {
+	p.t.Helper()
+	b, err := os.ReadFile(status)
 	if err != nil {
 		p.t.Fatal(err)
 	}
