@@ -143,11 +143,12 @@ func (r *reaper) mark(d *cgfs.Dir) error {
 
 func (r *reaper) add(k watchKey) {
 	r.mu.Lock()
-	w, ok := r.watched[k]
-	if !ok {
-		w = &watch{key: k, fd: -1}
-		r.watched[k] = w
+	// A watch of that name may be of a cgroup that is just being removed.
+	if old, ok := r.watched[k]; ok {
+		r.forgetLocked(old)
 	}
+	w := &watch{key: k, fd: -1}
+	r.watched[k] = w
 	r.todo = append(r.todo, w)
 	r.mu.Unlock()
 	r.poke()
@@ -324,20 +325,20 @@ func (r *reaper) look(w *watch) {
 func (r *reaper) lookAt(w *watch) (keep bool, err error) {
 	d, err := w.key.h.Open(w.key.path)
 	if err != nil {
-		return !errors.Is(err, unix.ENOENT), err
+		return !vanished(err), err
 	}
 	defer d.Close()
 	state, ok, err := d.Mark(autoremove)
 	if err != nil || !ok {
-		return err != nil && !errors.Is(err, unix.ENODEV), err
+		return err != nil && !vanished(err), err
 	}
 	// Watched first, looked at then: what happens in between is an event.
 	if err := r.await(w, d); err != nil {
-		return true, err
+		return !vanished(err), err
 	}
 	busy, err := d.Populated()
 	if err != nil {
-		return !errors.Is(err, unix.ENODEV), err
+		return !vanished(err), err
 	}
 	if busy {
 		if state != filled {
@@ -359,6 +360,10 @@ func (r *reaper) lookAt(w *watch) (keep bool, err error) {
 	r.log.WithFields(logrus.Fields{"op": "RemoveOnEmpty", "hierarchy": w.key.h.Name(), "target": w.key.path}).Info("removed: empty")
 	return false, nil
 }
+
+// vanished reports whether the cgroup is there no more: it cannot be opened, or
+// was removed after it was (ENOENT for its files, ENODEV for open ones).
+func vanished(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
 
 func (r *reaper) wasFilled(w *watch) bool {
 	r.mu.Lock()
