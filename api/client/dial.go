@@ -80,12 +80,16 @@ func Dial(ctx context.Context) (*Client, error) {
 // DialAddress is Dial with the addresses given: D-Bus addresses of the
 // transport unix, or bare paths.
 func DialAddress(ctx context.Context, addresses ...string) (*Client, error) {
-	var tried []error
+	var each []string
 	for _, a := range addresses {
-		address, err := parseAddress(a)
+		parsed, err := parseAddress(a)
 		if err != nil {
 			return nil, err
 		}
+		each = append(each, parsed...)
+	}
+	var tried []error
+	for _, address := range each {
 		conn, err := dbus.Dial(address)
 		if err != nil {
 			tried = append(tried, fmt.Errorf("%s: %w", address, reason(err)))
@@ -118,19 +122,39 @@ func login(ctx context.Context, conn *dbus.Conn) error {
 	return err
 }
 
-// parseAddress returns a D-Bus address of the transport unix. Others are
-// refused: the daemon takes who asks from the kernel, which only this
-// transport tells it.
-func parseAddress(a string) (string, error) {
+// parseAddress returns the D-Bus addresses in a, all of the transport unix.
+// Others are refused: the daemon takes who asks from the kernel, which only
+// this transport tells it.
+func parseAddress(a string) ([]string, error) {
 	if strings.HasPrefix(a, "/") {
-		return "unix:path=" + dbus.EscapeBusAddressValue(a), nil
+		return []string{"unix:path=" + dbus.EscapeBusAddressValue(a)}, nil
 	}
-	for one := range strings.SplitSeq(a, ";") {
-		if !strings.HasPrefix(one, "unix:") {
-			return "", fmt.Errorf("address %q: want unix:path=PATH or the path of a socket", a)
+	each := strings.Split(a, ";")
+	for _, one := range each {
+		if _, err := socketName(one); err != nil {
+			return nil, fmt.Errorf("address %q: %w", a, err)
 		}
 	}
-	return a, nil
+	return each, nil
+}
+
+// socketName returns the name of an address's socket as package net has it: a
+// path, or "@" and an abstract name.
+func socketName(address string) (string, error) {
+	rest, _ := strings.CutPrefix(address, "unix:")
+	for pair := range strings.SplitSeq(rest, ",") {
+		key, value, _ := strings.Cut(pair, "=")
+		prefix, known := map[string]string{"path": "", "abstract": "@"}[key]
+		if !known || rest == address {
+			continue
+		}
+		name, err := dbus.UnescapeBusAddressValue(value)
+		if err == nil && name == "" {
+			err = errors.New("the name is empty")
+		}
+		return prefix + name, err
+	}
+	return "", errors.New("want unix:path=PATH or the path of a socket")
 }
 
 // reason strips what net wraps around the system's error: the address is named
@@ -164,14 +188,11 @@ func (c *Client) Address() string { return c.address }
 // pid namespace, uid 65534 one that is not mapped.
 func (c *Client) Daemon() (pid int32, uid, gid uint32, err error) {
 	// The library does not show its socket, hence one more connection.
-	path, ok := strings.CutPrefix(c.address, "unix:path=")
-	if !ok {
-		return 0, 0, 0, fmt.Errorf("credentials of the daemon: the address %s is not a path", c.address)
-	}
-	if path, err = dbus.UnescapeBusAddressValue(path); err != nil {
+	name, err := socketName(c.address)
+	if err != nil {
 		return 0, 0, 0, err
 	}
-	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: name, Net: "unix"})
 	if err != nil {
 		return 0, 0, 0, err
 	}

@@ -44,7 +44,7 @@ func TestParseAddress(t *testing.T) {
 		{"unix:path=/a;", ""},
 	} {
 		got, err := parseAddress(c.in)
-		if got != c.want || (err == nil) != (c.want != "") {
+		if strings.Join(got, ";") != c.want || (err == nil) != (c.want != "") {
 			t.Errorf("parseAddress(%q) = %q, %v; want %q", c.in, got, err, c.want)
 		}
 	}

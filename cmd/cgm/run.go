@@ -106,8 +106,15 @@ func (o *options) enter(ctx context.Context, name string, controllers []string, 
 	if err := made.create(ctx, c, name, controllers, values); err != nil {
 		return made.undo(ctx, c, fmt.Errorf("create %q: %w", name, err))
 	}
-	if err := c.Move(ctx, name, uint32(os.Getpid())); err != nil {
-		return made.undo(ctx, c, fmt.Errorf("move to %q: %w", name, err))
+	// Enter ends the connection: undo has another.
+	if err := c.Enter(ctx, name); err != nil {
+		err = fmt.Errorf("move to %q: %w", name, err)
+		again, dialErr := client.DialAddress(context.WithoutCancel(ctx), c.Address())
+		if dialErr != nil {
+			return err
+		}
+		defer func() { _ = again.Close() }()
+		return made.undo(ctx, again, err)
 	}
 	return nil
 }
