@@ -152,7 +152,7 @@ type CGManager0 interface {
 	GetValue0(rq *Request, controller, cgroup, key string) (string, error)
 	SetValue0(rq *Request, controller, cgroup, key, value string) error
 	Remove0(rq *Request, controller, cgroup string, recursive bool) (Existed, error)
-	// GetTasks0 returns pids in the requestor's pid namespace, 0 for those
+	// GetTasks0 returns pids in the requestor's pid namespace, without those
 	// that it cannot see; if rq.For is set, the daemon's own pids.
 	GetTasks0(rq *Request, controller, cgroup string) ([]int32, error)
 	GetTasksRecursive0(rq *Request, controller, cgroup string) ([]int32, error)

@@ -23,7 +23,7 @@ type slashes int
 const (
 	// relative: nothing; the name is below the requestor's own cgroup.
 	relative slashes = iota
-	// absolute: the hierarchy's root.
+	// absolute: the hierarchy's root, or what stands for it in a container.
 	absolute
 	// forbidden: an error.
 	forbidden
@@ -57,7 +57,7 @@ func (c *call) path0(h *cgfs.Hierarchy, arg string, s slashes) (string, error) {
 		switch s {
 		case relative:
 		case absolute:
-			from = "/"
+			from = c.root0(h)
 		case forbidden:
 			return "", api.Errorf(api.Invalid, "%s %q: the name starts with a slash", c.op, arg)
 		}
@@ -73,6 +73,15 @@ func (c *call) path0(h *cgfs.Hierarchy, arg string, s slashes) (string, error) {
 		return "", api.Errorf(api.Denied, "%s %q: you have no cgroup in %s", c.op, arg, h.Name())
 	}
 	return join(from, name), nil
+}
+
+// root0 is what "/" means in h: to a requestor in a container its own cgroup,
+// behind a proxy in a container the proxy's, and to others the hierarchy's root.
+func (c *call) root0(h *cgfs.Hierarchy) string {
+	if outermost := &c.parties[len(c.parties)-1]; outermost.r.Outside() {
+		return outermost.own(h)
+	}
+	return "/"
 }
 
 // open0 opens the cgroup that a method names in one hierarchy, for reading and
@@ -348,27 +357,19 @@ func (m *Manager) GetPidCgroup0(rq *api.Request, controller string, v api.Victim
 	return rel, nil
 }
 
-// GetPidCgroupAbs0 implements api.CGManager0: the answer starts with "/",
-// which is the hierarchy's root to a requestor of the host, and to one in a
-// container its own cgroup, or that of the proxy it asks through.
+// GetPidCgroupAbs0 implements api.CGManager0: the answer starts with "/", as
+// root0 has it.
 func (m *Manager) GetPidCgroupAbs0(rq *api.Request, controller string, v api.Victim) (_ string, err error) {
 	c, t, err := m.victim0("GetPidCgroupAbs", rq, v)
 	if err != nil {
 		return "", err
 	}
 	defer c.end(&err)
-	outermost := &c.parties[len(c.parties)-1]
-	from := func(_ *party, h *cgfs.Hierarchy) string {
-		if outermost.r.Outside() {
-			return outermost.own(h)
-		}
-		return "/"
-	}
-	h, path, err := c.pidCgroup(controller, t, from)
+	h, path, err := c.pidCgroup(controller, t, func(_ *party, h *cgfs.Hierarchy) string { return c.root0(h) })
 	if err != nil {
 		return "", err
 	}
-	return "/" + strings.TrimPrefix(strings.TrimPrefix(path, from(nil, h)), "/"), nil
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(path, c.root0(h)), "/"), nil
 }
 
 func (c *call) pidCgroup(controller string, v *victim, from func(*party, *cgfs.Hierarchy) string) (*cgfs.Hierarchy, string, error) {
