@@ -1,0 +1,111 @@
+package manager_test
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"cgmanager/api"
+	"cgmanager/cgfs"
+	"cgmanager/cgfs/cgtest"
+	"cgmanager/manager"
+)
+
+// userIn starts a process of an unprivileged uid in a cgroup of memory that
+// belongs to it, and returns a request by that process.
+func userIn(t *testing.T, m *manager.Manager, uid int, dir string) *api.Request {
+	t.Helper()
+	for _, f := range []string{"", "tasks", "cgroup.procs"} {
+		if err := os.Chown(filepath.Join(dir, f), uid, uid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("sleep", "300")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	cred := api.Cred{PID: int32(cmd.Process.Pid), UID: uint32(uid), GID: uint32(uid)}
+	peer, err := m.Open(cred, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(peer.Close)
+	return &api.Request{Peer: peer, Opener: cred, Sender: cred}
+}
+
+func TestKernelCgroupsPerOwnerAreBounded(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	set, err := cgfs.Open(cgfs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer set.Close()
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	const limit = 5
+	m, err := manager.New(manager.Config{Hierarchies: set, MaxCgroups: limit, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	n := name(t)
+	if _, err := m.Create(self(t, m), n, []string{"memory"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	rq := userIn(t, m, 45001, filepath.Join(own(t, "memory"), n))
+	// Its own cgroup is its as well, and counts.
+	for i := range limit - 1 {
+		if _, err := m.Create(rq, fmt.Sprint(i), []string{"memory"}, nil); err != nil {
+			t.Fatalf("cgroup %d: %v", i, err)
+		}
+	}
+	if _, err := m.Create(rq, "more", []string{"memory"}, nil); kind(err) != api.Limit {
+		t.Errorf("one more than allowed: %v", err)
+	}
+	if _, err := m.Create(self(t, m), n+"/root", []string{"memory"}, nil); err != nil {
+		t.Errorf("the host's root is bounded: %v", err)
+	}
+	if err := m.Delete(rq, "0"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1100 * time.Millisecond) // until it is counted again
+	if _, err := m.Create(rq, "again", []string{"memory"}, nil); err != nil {
+		t.Errorf("after one was removed: %v", err)
+	}
+	if _, err := m.Create(rq, "a/b", []string{"memory"}, nil); kind(err) != api.Limit {
+		t.Errorf("two at once: %v", err)
+	}
+}
+
+func TestKernelDepthIsBounded(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	m := newManager(t)
+	n := name(t)
+	deep := n
+	for range manager.DefaultMaxDepth {
+		deep += "/x"
+	}
+	_, err := m.Create(self(t, m), deep, []string{"pids"}, nil)
+	if kind(err) != api.Limit {
+		t.Errorf("too deep: %v", err)
+	}
+	if exists(filepath.Join(own(t, "pids"), n)) {
+		t.Error("something was created")
+	}
+}
