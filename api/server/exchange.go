@@ -3,6 +3,7 @@ package server
 import (
 	"encoding/binary"
 	"errors"
+	"os"
 	"strconv"
 	"unsafe"
 
@@ -32,8 +33,8 @@ type exchange struct {
 	ended  bool
 }
 
-// errNotSidePair: a root daemon's bytes carry root's credentials; it writes
-// them to nothing but what the caller could have written to as well.
+// errNotSidePair: the daemon writes to nothing that has a name, or that
+// another user made.
 var errNotSidePair = api.Errorf(api.Invalid, "the file descriptor is not an end of an unnamed socket pair of the caller's own")
 
 var errTooManyExchanges = api.Errorf(api.Limit, "too many calls wait for their credentials")
@@ -136,7 +137,7 @@ func (e *exchange) start() {
 
 // kick asks for a credential.
 func (e *exchange) kick() {
-	if _, err := wire.Send(e.fd, []byte{'1'}); err != nil {
+	if _, err := wire.SendAs(e.fd, []byte{'1'}, e.c.opener); err != nil {
 		e.end()
 		return
 	}
@@ -293,7 +294,7 @@ func (e *exchange) send() {
 		switch {
 		case len(e.frames) > 0:
 			var n int
-			if n, err = wire.Send(e.fd, e.frames[0]); err == nil {
+			if n, err = wire.SendAs(e.fd, e.frames[0], e.c.opener); err == nil {
 				if e.frames[0] = e.frames[0][n:]; len(e.frames[0]) == 0 {
 					e.frames = e.frames[1:]
 				}
@@ -317,13 +318,15 @@ func (e *exchange) send() {
 	e.watch(unix.EPOLLOUT)
 }
 
-// sendPID sends a task's number as a credential. The caller was told how many
-// there are; in the place of one that is gone by now, it gets the daemon's
-// own, which it knows from every other message here.
+// sendPID sends a task's number as a credential, with the opener's ids. The
+// caller was told how many there are; in the place of one that is gone by now,
+// it gets the daemon's own number.
 func (e *exchange) sendPID(pid int32) error {
-	err := wire.SendPID(e.fd, []byte{'p'}, pid)
+	cred := api.Cred{PID: pid, UID: e.c.opener.UID, GID: e.c.opener.GID}
+	_, err := wire.SendAs(e.fd, []byte{'p'}, cred)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EPERM) {
-		_, err = wire.Send(e.fd, []byte{'p'})
+		cred.PID = int32(os.Getpid())
+		_, err = wire.SendAs(e.fd, []byte{'p'}, cred)
 	}
 	return err
 }

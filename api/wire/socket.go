@@ -130,8 +130,16 @@ func Send(fd int, b []byte) (int, error) {
 	}
 }
 
-// SendPID sends b with the credential of another process: {pid, 0, 0} in the
-// sender's own numbers, which the kernel translates for the receiver.
-func SendPID(fd int, b []byte, pid int32) error {
-	return unix.Sendmsg(fd, b, unix.UnixCredentials(&unix.Ucred{Pid: pid}), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+// SendAs sends b without waiting, with the credential of another process in
+// the sender's own numbers, which the kernel translates for the receiver, and
+// returns how many bytes went. An empty b is an empty datagram. The error is
+// ESRCH if there is no such process.
+func SendAs(fd int, b []byte, cred api.Cred) (int, error) {
+	control := unix.UnixCredentials(&unix.Ucred{Pid: cred.PID, Uid: cred.UID, Gid: cred.GID})
+	for {
+		n, err := unix.SendmsgN(fd, b, control, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
 }

@@ -318,21 +318,6 @@ func TestKernelImpostorSideChannel(t *testing.T) {
 			return second(c.V0("MovePidScm", "memory", "x", harness.FD(fd)))
 		})
 	}
-	// Turned to the service after the daemon has looked at it.
-	late, lz := r.Socketpair(unix.SOCK_DGRAM)
-	r.PassCred(late)
-	if _, err := c.V0("GetTasksScm", "memory", "", harness.FD(lz)); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Connect(lz, path); err != nil {
-		t.Fatal(err)
-	}
-	if d, err := r.Recv(late, time.Second); err != nil || string(d.Data) != "1" {
-		t.Fatalf("the kick is %q, %v", d.Data, err)
-	}
-	if err := r.Send(late, []byte{0}, &r.Cred); err != nil {
-		t.Logf("turned away: %v", err)
-	}
 	time.Sleep(300 * time.Millisecond)
 	for _, s := range services {
 		if d, err := root.Recv(s.fd, 0); err == nil && len(d.Data) > 0 {
@@ -345,8 +330,6 @@ func TestKernelImpostorSideChannel(t *testing.T) {
 	for _, fd := range channels {
 		r.Close(fd)
 	}
-	r.Close(late)
-	r.Close(lz)
 	// The connection still works.
 	want(t, "an honest call", second(c.Scm("CreateScm", []harness.Cred{r.Cred}, "memory", "x")), nil)
 }
