@@ -208,6 +208,10 @@ func (m *Manager) Chmod0(rq *api.Request, controller, cgroup, file string, mode 
 		return err
 	}
 	defer c.end(&err)
+	if mode < 0 || mode > 0o777 {
+		// Not a refusal, which a list of controllers would pass over.
+		return api.Errorf(api.Invalid, "Chmod %q: mode %#o: not one of 0000 to 0777", cgroup, uint32(mode))
+	}
 	if file != "" {
 		if err := cgfs.ValidFile(file); err != nil {
 			return api.Errorf(api.Invalid, "Chmod %q: file %q: %v", cgroup, file, err)
