@@ -26,7 +26,8 @@ const (
 
 // reaper removes marked cgroups once they have been filled and are empty.
 //
-// On v2 the kernel tells by cgroup.events. On v1 it would tell a program that
+// On v2 the kernel tells by cgroup.events, but not where somebody else removes
+// the cgroup within 10 ms of its last change. On v1 it would tell a program that
 // is named for the whole hierarchy (release_agent), which is not ours to set:
 // the reaper waits for one of the tasks in the cgroup to end, then looks again;
 // for tasks that leave otherwise it looks when the daemon moves one, and every
@@ -63,7 +64,7 @@ type watch struct {
 	filled bool
 }
 
-// lookAgain is how often v1 cgroups with a mark are looked at without a cause.
+// lookAgain is how often cgroups with a mark are looked at without a cause.
 const lookAgain = 30 * time.Second
 
 // maxWatchFDs bounds the handles that are held; what is beyond waits for
@@ -243,11 +244,9 @@ func (r *reaper) run() {
 func (r *reaper) setDeadline() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for k := range r.watched {
-		if k.h.Version() == cgfs.V1 {
-			_ = r.ep.SetReadDeadline(time.Now().Add(lookAgain))
-			return
-		}
+	if len(r.watched) > 0 {
+		_ = r.ep.SetReadDeadline(time.Now().Add(lookAgain))
+		return
 	}
 	_ = r.ep.SetReadDeadline(time.Time{})
 }
