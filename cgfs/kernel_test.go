@@ -196,7 +196,7 @@ func TestKernelMount(t *testing.T) {
 	check(t, c.Close())
 	check(t, root.Rmdir("cgmtest-x"))
 
-	for _, bad := range []string{"hugetlb", "none", "noprefix", "nosuch", "name=", "name=a b", "name=a,memory", "", "release_agent=/x"} {
+	for _, bad := range []string{"hugetlb", "nosuch", "name=", "name=a b"} {
 		s, err := Open(Options{Mount: []string{bad}})
 		if err == nil {
 			_ = s.Close()
@@ -208,6 +208,42 @@ func TestKernelMount(t *testing.T) {
 		_ = s.Close()
 		t.Error("hugetlb was taken from v2")
 	}
+}
+
+// Options of the mount are no controllers: "all" would take every one that is
+// free.
+func TestKernelMountToken(t *testing.T) {
+	for _, good := range []string{"memory", "name=a", "name=A-z_0.9", "name=" + strings.Repeat("a", 63)} {
+		if !validToken(good) {
+			t.Errorf("%q refused", good)
+		}
+	}
+	for _, bad := range []string{
+		"", "all", "none", "noprefix", "xattr", "clone_children", "cpuset_v2_mode", "favordynmods", "release_agent=/x",
+		"name=", "name=a b", "name=a,memory", "name=a:b", "name=" + strings.Repeat("a", 64), "#subsys_name", "memory\t", "\nmemory",
+	} {
+		if validToken(bad) {
+			t.Errorf("%q accepted", bad)
+		}
+	}
+}
+
+// No child of the daemon's inherits a handle.
+func TestKernelCloexec(t *testing.T) {
+	each(t, func(t *testing.T, p place) {
+		fds := []int{p.h.fd, p.dir.fd, mkdir(t, p.dir, "c").fd}
+		for _, what := range []For{ForFacts, ForRead, ForWrite} {
+			f, err := p.dir.File("cgroup.procs", what)
+			check(t, err)
+			defer f.Close()
+			fds = append(fds, f.fd)
+		}
+		for i, fd := range fds {
+			if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+				t.Errorf("handle %d: descriptor flags %x, %v", i, flags, err)
+			}
+		}
+	})
 }
 
 func TestKernelMkdir(t *testing.T) {
@@ -587,6 +623,35 @@ func TestKernelFreeze(t *testing.T) {
 			t.Error("the root can be frozen")
 		}
 	})
+}
+
+// Freeze returns when all have stopped, not before. A task that computes takes
+// its time.
+func TestKernelFreezeWaits(t *testing.T) {
+	for _, c := range []struct{ controller, file, stopped string }{
+		{"freezer", "freezer.state", "FROZEN"},
+		{"unified", "cgroup.events", "frozen 1"},
+	} {
+		t.Run(c.controller, func(t *testing.T) {
+			cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.V2)
+			cgtest.NoLeaks(t)
+			p := newPlace(t, open(t, Options{}), c.controller)
+			for range 4 {
+				check(t, p.dir.write(p.h.TasksFile(), strconv.Itoa(cgtest.Child(t, "sh", "-c", "while :; do :; done"))))
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			for range 20 {
+				check(t, p.dir.Freeze(ctx))
+				b, err := p.dir.read(c.file, 100)
+				if err != nil || !strings.Contains(string(b), c.stopped) {
+					t.Fatalf("after Freeze %s reads %q, %v", c.file, b, err)
+				}
+				check(t, p.dir.Thaw())
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
 }
 
 // A context that has ended freezes nobody.

@@ -56,23 +56,16 @@ func (h *Hierarchy) reserved(name string) bool {
 	return dotted && (prefix == "cgroup" || slices.Contains(h.controllers, prefix))
 }
 
-// inheritCpuset copies what is empty. cgroup.clone_children would do the same
-// for everybody else's children too.
+// inheritCpuset copies the parent's cpus and mems. cgroup.clone_children would
+// do the same for everybody else's children too.
 func (d *Dir) inheritCpuset(parent *Dir) error {
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-		own, err := d.words(file)
-		if err != nil {
-			return err
-		}
-		if len(own) > 0 {
-			continue
-		}
 		theirs, err := parent.words(file)
 		if err != nil {
 			return err
 		}
 		if len(theirs) == 0 {
-			continue
+			continue // the parent was never set up, and takes no tasks either
 		}
 		if err := d.write(file, theirs[0]); err != nil {
 			return err

@@ -187,11 +187,15 @@ func thaw(dir string) {
 	}
 }
 
-// Child starts a task that sleeps, and returns its pid. It is killed at the
-// end of the test, out of a frozen cgroup too if that is the test's own.
-func Child(t testing.TB) int {
+// Child starts a program, without arguments one that sleeps, and returns its
+// pid. It is killed at the end of the test, out of a frozen cgroup too if that
+// is the test's own.
+func Child(t testing.TB, argv ...string) int {
 	t.Helper()
-	cmd := exec.Command("sleep", "300")
+	if len(argv) == 0 {
+		argv = []string{"sleep", "300"}
+	}
+	cmd := exec.Command(argv[0], argv[1:]...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
