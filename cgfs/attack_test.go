@@ -179,3 +179,54 @@ func TestKernelDetached(t *testing.T) {
 		t.Errorf("the mounts of this namespace changed:\n%s", after)
 	}
 }
+
+// Whoever may write the parent puts a directory of somebody else's in the
+// place of the one that is just being made. Mkdir notices, or was faster.
+func TestKernelMkdirSwapped(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.NoLeaks(t)
+	p := newPlace(t, open(t, Options{}), "freezer")
+	in := func(name string) string { return filepath.Join(p.path, name) }
+	check(t, os.Mkdir(in("evil"), 0o755))
+	stop, done := make(chan bool), make(chan bool)
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if os.Rename(in("c"), in("aside")) == nil {
+				_ = os.Rename(in("evil"), in("c"))
+			}
+		}
+	}()
+	noticed := 0
+	for range 1000 {
+		c, err := p.dir.Mkdir("c", 1000, 1000)
+		switch {
+		case err != nil:
+			noticed++
+		default:
+			if a, err := c.Attr(); err != nil || a.UID != 1000 || a.GID != 1000 {
+				t.Errorf("Mkdir returned a directory of %d:%d, %v", a.UID, a.GID, err)
+			}
+			check(t, c.Close())
+		}
+		// Tidy up: whatever is 1000's goes, evil goes back.
+		for _, name := range []string{"c", "aside"} {
+			var st unix.Stat_t
+			if unix.Stat(in(name), &st) == nil && st.Uid == 0 {
+				_ = os.Rename(in(name), in("evil"))
+			}
+			_ = os.Remove(in(name))
+		}
+		if _, err := os.Stat(in("evil")); err != nil {
+			_ = os.Mkdir(in("evil"), 0o755)
+		}
+	}
+	close(stop)
+	<-done
+	t.Logf("noticed %d of 1000", noticed)
+}
