@@ -78,19 +78,8 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 		if neg || len(args) != 1 {
 			ts.Fatalf("usage: gone CGROUP")
 		}
-		deadline := time.Now().Add(5 * time.Second)
-		for _, h := range harness.Hierarchies() {
-			dir := filepath.Join(h.Mount, ts.Getenv("TREE"), args[0])
-			for {
-				_, err := os.Stat(dir)
-				if errors.Is(err, fs.ErrNotExist) {
-					break
-				}
-				if time.Now().After(deadline) {
-					ts.Fatalf("%s is still there (%v)", dir, err)
-				}
-				time.Sleep(10 * time.Millisecond)
-			}
+		if err := waitGone(ts.Getenv("TREE") + "/" + args[0]); err != nil {
+			ts.Fatalf("%v", err)
 		}
 	},
 	// capture NAME: sets the variable to the last standard output.
@@ -100,6 +89,23 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 		}
 		ts.Setenv(args[0], strings.TrimSpace(ts.ReadFile("stdout")))
 	},
+}
+
+func waitGone(cgroup string) error {
+	deadline := time.Now().Add(5 * time.Second)
+	for _, h := range harness.Hierarchies() {
+		for {
+			_, err := os.Stat(filepath.Join(h.Mount, cgroup))
+			if errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("%s is still there in %s", cgroup, h.Name)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	return nil
 }
 
 // TestScripts runs the scripts that need no daemon.

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"cgmanager/test/harness"
+)
+
+// TestKernelReadme pastes the examples of README.md into shells, one each, in
+// a cgroup of the test's own.
+func TestKernelReadme(t *testing.T) {
+	harness.Require(t, "root", "v1", "v2", "userns", "dbus-send")
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "## Five examples")
+	section, _, ok := strings.Cut(section, "\n## ")
+	if !ok {
+		t.Fatal("README.md has no examples")
+	}
+	daemon := harness.StartDaemon(t)
+	section = strings.ReplaceAll(section, "/run/cgmanager/sock", daemon.Sock)
+	tree := harness.NewTree(t)
+	tree.Make("box", 0, 0)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := filepath.Join(t.TempDir(), "in")
+	if err := os.Symlink(self, in); err != nil {
+		t.Fatal(err)
+	}
+	// What each example must print, as they stand there.
+	want := [][]string{
+		{"memory.limit=104857600", "pids.limit=50"},
+		{"CGROUP", "batch", "frozen"},
+		{"/alice/job\n"},
+		{"1\n"},
+		{"int32 -1"},
+	}
+	examples := regexp.MustCompile(`(?m)^\d\. `).Split(section, -1)[1:]
+	if len(examples) != len(want) {
+		t.Fatalf("%d examples, want %d", len(examples), len(want))
+	}
+	for i, example := range examples {
+		var script strings.Builder
+		for line := range strings.Lines(example) {
+			if code, ok := strings.CutPrefix(line, "       "); ok {
+				script.WriteString(code)
+			}
+		}
+		cmd := exec.Command(in, "box", "0", "bash", "-e", "-c", script.String())
+		cmd.Env = append(os.Environ(),
+			"PATH="+filepath.Dir(harness.Binary(t, "cgm"))+":"+os.Getenv("PATH"),
+			"TREE="+tree.Base, "CGMANAGER_ADDRESS=unix:path="+daemon.Sock)
+		cmd.WaitDelay = 10 * time.Second
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("example %d: %v\n%s\n%s", i+1, err, script.String(), out)
+		}
+		for _, w := range want[i] {
+			if !strings.Contains(string(out), w) {
+				t.Errorf("example %d does not print %q:\n%s", i+1, w, out)
+			}
+		}
+	}
+	for _, name := range []string{"demo", "batch", "alice/job"} {
+		if err := waitGone(tree.Path("box/" + name)); err != nil {
+			t.Error(err)
+		}
+	}
+}
