@@ -44,7 +44,13 @@ func (x *Exchange) Close() { x.P.Close(x.fd) }
 
 // Kick waits until the daemon asks for a credential and answers with cred, by
 // the numbers of P's namespaces.
-func (x *Exchange) Kick(cred Cred) error {
+func (x *Exchange) Kick(cred Cred) error { return x.kick(&cred) }
+
+// KickSelf is Kick with P's own credential, which the kernel fills in: also
+// that of a process whose ids have no numbers in its own user namespace.
+func (x *Exchange) KickSelf() error { return x.kick(nil) }
+
+func (x *Exchange) kick(cred *Cred) error {
 	d, err := x.P.Recv(x.fd, scmTimeout)
 	if err != nil {
 		return scmError(err)
@@ -52,7 +58,7 @@ func (x *Exchange) Kick(cred Cred) error {
 	if string(d.Data) != "1" {
 		return fmt.Errorf("%w: %q instead of a kick", ErrScmRefused, d.Data)
 	}
-	return scmError(x.P.Send(x.fd, []byte{0}, &cred))
+	return scmError(x.P.Send(x.fd, []byte{0}, cred))
 }
 
 // Result returns the next datagram.
