@@ -27,7 +27,8 @@ func (c *conn) handle(m *wire.Message, out []byte) ([]byte, error) {
 	case len(fds) > 1 || !mt.takesFD && m.UnixFDs > 0:
 		out = c.fail(out, m, nameInvalidArgs, "Invalid file descriptors for "+mt.Name+" method")
 	default:
-		var a args
+		a := &c.s.args
+		*a = args{}
 		if err := a.decode(mt, m); err != nil {
 			c.s.closeForeign(c.accounts, fds)
 			return out, err
@@ -36,19 +37,19 @@ func (c *conn) handle(m *wire.Message, out []byte) ([]byte, error) {
 		case a.dup:
 			out = c.fail(out, m, nameInvalidArgs, clip("key "+quote(a.twice)+" is given twice"))
 		case mt.local != nil:
-			out = mt.local(c, m, &a, out)
+			out = mt.local(c, m, a, out)
 		case !mt.takesFD:
-			return c.submit(mt, m, &a, -1, out), nil
+			return c.submit(mt, m, a, -1, out), nil
 		case len(fds) == 0 || a.handle != 0:
 			// The text that the original's clients know.
 			out = c.fail(out, m, nameInvalidArgs, "Failed to set passcred: Bad file descriptor")
 		case mt.Scm:
 			var ok bool
-			if out, ok = c.exchange(mt, m, &a, fds[0], out); ok {
+			if out, ok = c.exchange(mt, m, a, fds[0], out); ok {
 				return out, nil
 			}
 		default:
-			return c.submit(mt, m, &a, fds[0], out), nil
+			return c.submit(mt, m, a, fds[0], out), nil
 		}
 	}
 	c.s.closeForeign(c.accounts, fds)

@@ -301,6 +301,10 @@ func (c *conn) advance(in, out []byte) []byte {
 			c.begun()
 		}
 	}
+	if c.auth == nil && !c.passesFD && len(c.fds) > 0 {
+		c.close() // not negotiated
+		return out
+	}
 	for c.auth == nil && !c.busy && !c.closed && len(c.out) == 0 {
 		n, err := wire.Size(in)
 		if err == nil && (n == 0 || n > len(in)) {
@@ -328,7 +332,7 @@ func (c *conn) advance(in, out []byte) []byte {
 	if c.closed {
 		return out
 	}
-	if len(in) == 0 && len(c.fds) > 0 || c.auth != nil && len(c.fds) > 0 || len(c.fds) > 0 && !c.passesFD {
+	if len(c.fds) > 0 && (len(in) == 0 || c.auth != nil) {
 		c.close() // descriptors that no message announced
 		return out
 	}

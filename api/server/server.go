@@ -76,6 +76,7 @@ type Server struct {
 	// Buffers of whoever holds mu.
 	receiver wire.Receiver
 	scratch  [wire.MaxMessage]byte
+	args     args
 	out      []byte // the event loop's own
 }
 
@@ -287,7 +288,6 @@ func (s *Server) checkEmpty() {
 // stop ends every connection and the event loop.
 func (s *Server) stop() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.draining = false
 	s.stopped = true
 	for _, l := range s.listeners {
@@ -303,6 +303,8 @@ func (s *Server) stop() {
 	}
 	s.workers.stop()
 	s.closers.stop()
+	s.mu.Unlock()
+	// Close waits for the loop, which may be waiting for mu.
 	if err := s.epoll.Close(); err != nil {
 		s.log.WithError(err).Warn("close epoll")
 	}

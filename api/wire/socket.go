@@ -132,14 +132,27 @@ func Send(fd int, b []byte) (int, error) {
 
 // SendAs sends b without waiting, with the credential of another process in
 // the sender's own numbers, which the kernel translates for the receiver, and
-// returns how many bytes went. An empty b is an empty datagram. The error is
-// ESRCH if there is no such process.
+// returns how many bytes went. An empty b is an empty datagram, and nothing on
+// a stream. The error is ESRCH if there is no such process.
 func SendAs(fd int, b []byte, cred api.Cred) (int, error) {
-	control := unix.UnixCredentials(&unix.Ucred{Pid: cred.PID, Uid: cred.UID, Gid: cred.GID})
+	var control [unix.SizeofCmsghdr + 16]byte // CMSG_SPACE of a struct ucred
+	binary.NativeEndian.PutUint64(control[0:], unix.SizeofCmsghdr+unix.SizeofUcred)
+	binary.NativeEndian.PutUint32(control[8:], unix.SOL_SOCKET)
+	binary.NativeEndian.PutUint32(control[12:], unix.SCM_CREDENTIALS)
+	binary.NativeEndian.PutUint32(control[16:], uint32(cred.PID))
+	binary.NativeEndian.PutUint32(control[20:], cred.UID)
+	binary.NativeEndian.PutUint32(control[24:], cred.GID)
+	iov := unix.Iovec{Base: unsafe.SliceData(b), Len: uint64(len(b))}
+	msg := unix.Msghdr{Iov: &iov, Iovlen: 1, Control: &control[0], Controllen: uint64(len(control))}
 	for {
-		n, err := unix.SendmsgN(fd, b, control, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		if !errors.Is(err, unix.EINTR) {
-			return n, err
+		r, _, e := syscall.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)),
+			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		switch e {
+		case 0:
+			return int(r), nil
+		case unix.EINTR:
+			continue
 		}
+		return 0, e
 	}
 }
