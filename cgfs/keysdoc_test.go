@@ -1,0 +1,76 @@
+package cgfs
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write the tables of docs/KEYS.md anew")
+
+// TestKeysDoc keeps the tables of docs/KEYS.md what the code says. They stand
+// between two comments; the rest of the file is written by hand.
+func TestKeysDoc(t *testing.T) {
+	const path, begin, end = "../docs/KEYS.md", "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
+	doc, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, ok := strings.Cut(string(doc), begin)
+	old, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s lacks its comments %q and %q", path, begin, end)
+	}
+	want := keyTables()
+	if old == want {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s is not what the code says; go test ./cgfs -run TestKeysDoc -update", path)
+	}
+	if err := os.WriteFile(path, []byte(head+begin+want+end+tail), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func keyTables() string {
+	var b strings.Builder
+	b.WriteString("\n## Abstract keys\n\n| key | value | v1 | v2 | documented in |\n|---|---|---|---|---|\n")
+	for _, k := range Keys() {
+		name := "`" + k.Name + "`"
+		if k.ReadOnly {
+			name += " (read only)"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", name, k.doc, k.v1.cell(), k.v2.cell(), k.source)
+	}
+	b.WriteString("\n## Control files that are translated\n\n| file | on v1 | on v2 |\n|---|---|---|\n")
+	for _, k := range FileKeys() {
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", k.Name, k.v1.cell(), k.v2.cell())
+	}
+	for _, file := range []string{"limit_in_bytes", "usage_in_bytes", "failcnt", "max", "current"} {
+		k, ok := FindKey("hugetlb.0KB." + file)
+		if !ok {
+			panic(file)
+		}
+		row := fmt.Sprintf("| `%s` | %s | %s |\n", k.Name, k.v1.cell(), k.v2.cell())
+		b.WriteString(strings.ReplaceAll(row, "0KB", "SIZE"))
+	}
+	b.WriteString("\n")
+	return b.String()
+}
+
+func (b *binding) cell() string {
+	switch {
+	case b == nil:
+		return "not supported"
+	case b.files == "":
+		return "itself"
+	}
+	s := "`" + strings.ReplaceAll(b.files, ", ", "`, `") + "`"
+	if b.set == nil {
+		s += " (read only)"
+	}
+	return s
+}
