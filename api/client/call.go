@@ -34,9 +34,14 @@ func (e *Error) Hint() string { return e.hint }
 
 // IsNotFound reports whether err is a refusal because something named in the
 // request does not exist or is not visible to the caller.
-func IsNotFound(err error) bool {
+func IsNotFound(err error) bool { return isNamed(err, "org.freedesktop.DBus.Error.FileNotFound") }
+
+// IsDenied reports whether err is a refusal because the caller is not entitled.
+func IsDenied(err error) bool { return isNamed(err, "org.freedesktop.DBus.Error.AccessDenied") }
+
+func isNamed(err error, name string) bool {
 	e, ok := errors.AsType[*Error](err)
-	return ok && e.Name == "org.freedesktop.DBus.Error.FileNotFound"
+	return ok && e.Name == name
 }
 
 // call calls a method and stores the reply's values in out.

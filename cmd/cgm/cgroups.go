@@ -44,10 +44,7 @@ func (o *options) action(verb, short string, do func(context.Context, *client.Cl
 		ValidArgsFunction:     o.completeName,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				if err := do(ctx, c, args[0]); err != nil {
-					return fmt.Errorf("%s %q: %w", verb, args[0], err)
-				}
-				return nil
+				return do(ctx, c, args[0])
 			})
 		},
 	}
@@ -82,7 +79,7 @@ docs/KEYS.md), or a control file's name.`,
 			return o.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				values, err := c.GetValue(ctx, name, keys...)
 				if err != nil {
-					return fmt.Errorf("get %q: %w", name, err)
+					return err
 				}
 				out := cmd.OutOrStdout()
 				switch {
@@ -124,10 +121,7 @@ is set. Keys are as for get.`,
 				return &usageError{cmd, err}
 			}
 			return o.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
-				if err := c.SetValue(ctx, args[0], values); err != nil {
-					return fmt.Errorf("set %q: %w", args[0], err)
-				}
-				return nil
+				return c.SetValue(ctx, args[0], values)
 			})
 		},
 	}

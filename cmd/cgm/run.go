@@ -104,11 +104,10 @@ func (o *options) enter(ctx context.Context, name string, controllers []string, 
 
 	var made creations
 	if err := made.create(ctx, c, name, controllers, values); err != nil {
-		return made.undo(ctx, c, fmt.Errorf("create %q: %w", name, err))
+		return made.undo(ctx, c, advise(err, controllers))
 	}
 	// Enter ends the connection: undo has another.
 	if err := c.Enter(ctx, name); err != nil {
-		err = fmt.Errorf("move to %q: %w", name, err)
 		again, dialErr := client.DialAddress(context.WithoutCancel(ctx), c.Address())
 		if dialErr != nil {
 			return err
@@ -117,6 +116,24 @@ func (o *options) enter(ctx context.Context, name string, controllers []string, 
 		return made.undo(ctx, again, err)
 	}
 	return nil
+}
+
+// advisedError is a refusal with advice that only cgm can give.
+type advisedError struct {
+	error
+	hint string
+}
+
+func (e *advisedError) Hint() string  { return e.hint }
+func (e *advisedError) Unwrap() error { return e.error }
+
+// advise tells who has a part of some hierarchies only, and named none, how to
+// name them.
+func advise(err error, controllers []string) error {
+	if len(controllers) > 0 || !client.IsDenied(err) {
+		return err
+	}
+	return &advisedError{err, "name the controllers whose cgroups were given to you with --controller"}
 }
 
 // creations are the cgroups that run has made, outermost first, each with the

@@ -48,7 +48,7 @@ controllers, and the caller's own cgroup in the hierarchy of each.`,
 			return o.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				s, err := getStatus(ctx, c)
 				if err != nil {
-					return fmt.Errorf("status: %w", err)
+					return err
 				}
 				if asJSON {
 					return printJSON(cmd.OutOrStdout(), s)

@@ -56,7 +56,7 @@ is a value that the cgroup does not have.`,
 			return o.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
 				nodes, err := walk(ctx, c, name, depth)
 				if err != nil {
-					return fmt.Errorf("tree of %q: %w", name, err)
+					return err
 				}
 				if asJSON {
 					return printJSON(cmd.OutOrStdout(), nodes)
