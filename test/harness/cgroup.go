@@ -376,7 +376,7 @@ func (tr *Tree) Harmless(t testing.TB, what string, attack func() error) {
 	t.Helper()
 	before := tr.Snapshot()
 	if err := attack(); err != nil {
-		if why := unclean(err); why != "" {
+		if why := Unclean(err); why != "" {
 			t.Errorf("%s: %s: %v", what, why, err)
 		} else {
 			t.Logf("%s: %v", what, err)

@@ -55,10 +55,10 @@ var errorNames = []string{
 	"org.linuxcontainers.CGManager1.Error.Busy",
 }
 
-// unclean returns what is wrong with an error as the answer to an attack, or
+// Unclean returns what is wrong with an error as the answer to an attack, or
 // "": it must come from the daemon, say no failure of the daemon's own, and
 // give nothing away.
-func unclean(err error) string {
+func Unclean(err error) string {
 	if errors.Is(err, ErrClosed) || errors.Is(err, ErrScmRefused) {
 		return ""
 	}

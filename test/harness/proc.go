@@ -177,15 +177,15 @@ func (p *Proc) Alive() bool {
 	return ok && after[0] != 'Z' && after[0] != 'X'
 }
 
-// errGone says that a puppet ended instead of answering.
-var errGone = errors.New("the process is gone")
+// ErrGone says that a puppet ended instead of answering.
+var ErrGone = errors.New("the process is gone")
 
 func (p *Proc) do(rq request, fds ...int) (reply, []int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var rp reply
 	if p.ctl < 0 {
-		return rp, nil, errGone
+		return rp, nil, ErrGone
 	}
 	b, err := json.Marshal(rq)
 	if err != nil {
@@ -196,7 +196,7 @@ func (p *Proc) do(rq request, fds ...int) (reply, []int, error) {
 		oob = unix.UnixRights(fds...)
 	}
 	if err := unix.Sendmsg(p.ctl, b, oob, nil, unix.MSG_NOSIGNAL); err != nil {
-		return rp, nil, fmt.Errorf("%w: %w", errGone, err)
+		return rp, nil, fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	buf := make([]byte, maxControl)
 	wait := 20*time.Second + rq.Wait
@@ -208,7 +208,7 @@ func (p *Proc) do(rq request, fds ...int) (reply, []int, error) {
 		return rp, nil, fmt.Errorf("%s in process %d: %w", rq.Op, p.HostPID, err)
 	}
 	if n == 0 {
-		return rp, nil, errGone
+		return rp, nil, ErrGone
 	}
 	if err := json.Unmarshal(buf[:n], &rp); err != nil {
 		return rp, nil, err

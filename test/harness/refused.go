@@ -16,7 +16,7 @@ func (tr *Tree) RefusedAll(t testing.TB, attacks map[string]func() error) {
 		err := attacks[what]()
 		if err == nil {
 			t.Errorf("%s: no error", what)
-		} else if why := unclean(err); why != "" {
+		} else if why := Unclean(err); why != "" {
 			t.Errorf("%s: %s: %v", what, why, err)
 		} else {
 			t.Logf("%s: %v", what, err)
