@@ -75,13 +75,18 @@ func (f *File) pread(b []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
+// maxNumber is more than a line of a list of tasks is long.
+const maxNumber = 16
+
 // Read returns the whole content. Beyond limit bytes it returns an error
 // wrapping ErrTooBig.
 func (f *File) Read(limit int) ([]byte, error) {
 	var page [4096]byte // most files fit: the kernel shows them in one go
 	n, err := f.pread(page[:], 0)
 	content := append([]byte(nil), page[:n]...)
-	for n > 0 && err == nil && len(content) <= limit {
+	// A control file is one record, or a list of numbers, of which one more
+	// would have fitted into the room that is left.
+	for n > len(page)-maxNumber && err == nil && len(content) <= limit {
 		n, err = f.pread(page[:], int64(len(content)))
 		content = append(content, page[:n]...)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -48,7 +49,7 @@ func (d *Dir) walk(f func(*Dir) error, after func(parent *Dir, name string) erro
 	if *count++; depth > maxWalkDepth || *count > maxWalkCount {
 		return fmt.Errorf("walk: %w: too many cgroups or levels", ErrTooBig)
 	}
-	names, err := d.entries(unix.DT_DIR)
+	names, err := d.directories()
 	if err != nil {
 		return gone(err)
 	}
@@ -70,4 +71,18 @@ func (d *Dir) walk(f func(*Dir) error, after func(parent *Dir, name string) erro
 		}
 	}
 	return f(d)
+}
+
+// directories returns the names of the children. A cgroup without any shows it
+// in its number of links (kernfs counts directories into those), which costs a
+// fraction of listing its files.
+func (d *Dir) directories() ([]string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(d.fd, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: d.path, Err: err}
+	}
+	if st.Nlink == 2 {
+		return nil, nil
+	}
+	return d.entries(unix.DT_DIR)
 }

@@ -142,6 +142,44 @@ func TestKernelRequestorForgedIDs(t *testing.T) {
 	}
 }
 
+// A capability that root gave up is seen, and so is every id of a process, the
+// same as in its status.
+func TestKernelRequestorWithoutSysAdmin(t *testing.T) {
+	cgtest.Require(t, cgtest.Root)
+	cmd := exec.Command("setpriv", "--bounding-set=-sys_admin", "sleep", "300")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	host, err := identity.NewHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := open(t, cmd.Process.Pid)
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		r, err := host.Requestor(p, 0, 0, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		st, err := p.Status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !st.SysAdmin() && !r.SysAdmin && !r.HostRoot() {
+			break
+		}
+		if time.Since(start) > 5*time.Second {
+			t.Fatalf("without CAP_SYS_ADMIN, %v: %+v", st.SysAdmin(), r)
+		}
+	}
+	if _, err := host.Requestor(p, 0, 1, false); !errors.Is(err, identity.ErrNotItsIDs) {
+		t.Errorf("a foreign gid: %v", err)
+	}
+}
+
 // namespaced starts a process in a user and pid namespace of its own.
 func namespaced(t *testing.T) int {
 	t.Helper()

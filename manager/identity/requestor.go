@@ -30,7 +30,7 @@ func NewHost() (*Host, error) {
 		to   *ns
 	}{{"ns/user", &h.user}, {"ns/pid", &h.pid}, {"ns/cgroup", &h.cgroup}} {
 		if *n.to, err = namespaceAt(fd, n.name); err != nil {
-			return nil, fmt.Errorf("stat /proc/self/%s: %w", n.name, err)
+			return nil, fmt.Errorf("read /proc/self/%s: %w", n.name, err)
 		}
 	}
 	return h, nil
@@ -51,17 +51,19 @@ func (h *Host) Requestor(p *Process, uid, gid uint32, proven bool) (privcheck.Re
 	}
 	r.SameUserNS = user == h.user
 	mayBeHostRoot := uid == 0 && r.SameUserNS && r.SamePIDNS
-	if !proven || mayBeHostRoot {
-		st, err := p.Status()
+	if !proven {
+		c, err := p.credentials()
 		if err != nil {
 			return r, err
 		}
-		if !proven && !st.HasIDs(uid, gid) {
+		if !c.hasIDs(uid, gid) {
 			return r, ErrNotItsIDs
 		}
-		r.SysAdmin = st.SysAdmin()
 	}
 	if mayBeHostRoot {
+		if r.SysAdmin, err = p.sysAdmin(); err != nil {
+			return r, err
+		}
 		cg, err := p.namespace("ns/cgroup")
 		if err != nil {
 			return r, err
@@ -137,7 +139,7 @@ func (p *Process) chain(name string, host ns) ([]ns, error) {
 		if err := unix.Fstat(fd, &st); err != nil {
 			return nil, err
 		}
-		n := ns{st.Dev, st.Ino}
+		n := ns(st.Ino)
 		if n == host {
 			return out, nil
 		}
@@ -161,7 +163,7 @@ func (h *Host) Containers(p *Process) ([]string, error) {
 		return nil, err
 	}
 	for _, n := range user {
-		out = append(out, fmt.Sprintf("user:%d", n.ino))
+		out = append(out, fmt.Sprintf("user:%d", n))
 	}
 	if p.pidNS == h.pid {
 		return out, nil
@@ -171,7 +173,7 @@ func (h *Host) Containers(p *Process) ([]string, error) {
 		return nil, err
 	}
 	for _, n := range pid {
-		out = append(out, fmt.Sprintf("pid:%d", n.ino))
+		out = append(out, fmt.Sprintf("pid:%d", n))
 	}
 	return out, nil
 }

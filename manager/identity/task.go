@@ -212,7 +212,7 @@ func (t *Task) threads() ([]int32, error) {
 
 // leader is the facts about a process of one thread.
 func (t *Task) leader() (Member, error) {
-	st, err := t.credentials()
+	c, err := t.credentials()
 	if err != nil {
 		return Member{}, err
 	}
@@ -220,25 +220,7 @@ func (t *Task) leader() (Member, error) {
 	if err != nil {
 		return Member{}, err
 	}
-	return Member{TID: t.pid, UIDs: st, Cgroups: cg}, nil
-}
-
-// credentials returns the leader's real, effective and saved uid, by one
-// system call where the kernel has it (PIDFD_GET_INFO, Linux 6.13).
-func (t *Task) credentials() ([3]uint32, error) {
-	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_CREDS}
-	err := unix.IoctlPidfdInfo(t.pidfd, &info)
-	if err == nil && info.Mask&unix.PIDFD_INFO_CREDS != 0 {
-		return [3]uint32{info.Ruid, info.Euid, info.Suid}, nil
-	}
-	if errors.Is(err, unix.ESRCH) {
-		return [3]uint32{}, ErrGone
-	}
-	st, err := t.Status()
-	if err != nil {
-		return [3]uint32{}, err
-	}
-	return [3]uint32(st.UIDs[:3]), nil
+	return Member{TID: t.pid, UIDs: [3]uint32(c.uids[:3]), Cgroups: cg}, nil
 }
 
 func (t *Task) member(tid int32) (Member, error) {
