@@ -31,6 +31,11 @@ type Spec struct {
 	// MapFrom and MapSize: ids 0 to MapSize-1 of the new user namespace are
 	// MapFrom and up of the parent's. MapSize 0 maps nothing.
 	MapFrom, MapSize int
+	// Maps is for maps of more than one piece, in place of the two.
+	Maps []syscall.SysProcIDMap `json:",omitempty"`
+	// SysAdmin keeps CAP_SYS_ADMIN over the new user namespace, also where
+	// nothing is mapped and exec would drop all capabilities.
+	SysAdmin bool
 	// UID and GID are what the process becomes, by the numbers of its own
 	// user namespace; with KeepIDs it stays what it is.
 	UID, GID uint32
@@ -325,8 +330,11 @@ func startPuppet(s Spec, control int) (int, error) {
 	env := "1"
 	if s.UserNS {
 		attr.Cloneflags |= unix.CLONE_NEWUSER
+		m := s.Maps
 		if s.MapSize > 0 {
-			m := []syscall.SysProcIDMap{{ContainerID: 0, HostID: s.MapFrom, Size: s.MapSize}}
+			m = []syscall.SysProcIDMap{{ContainerID: 0, HostID: s.MapFrom, Size: s.MapSize}}
+		}
+		if len(m) > 0 {
 			attr.UidMappings, attr.GidMappings = m, m
 			attr.GidMappingsEnableSetgroups = true
 		} else {
@@ -335,9 +343,12 @@ func startPuppet(s Spec, control int) (int, error) {
 	}
 	if s.PIDNS {
 		attr.Cloneflags |= unix.CLONE_NEWPID | unix.CLONE_NEWNS
-		if s.MapSize > 0 || !s.UserNS {
+		if s.MapSize > 0 || len(s.Maps) > 0 || !s.UserNS {
 			env += ",proc"
 		}
+	}
+	if s.SysAdmin {
+		attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
 	}
 	if s.CgroupNS {
 		attr.Cloneflags |= unix.CLONE_NEWCGROUP
