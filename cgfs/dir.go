@@ -166,7 +166,7 @@ func (d *Dir) entries(want byte) (names []string, err error) {
 	var buf [8192]byte
 	for len(names) <= maxEntries {
 		n, err := unix.Getdents(fd, buf[:])
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
@@ -311,7 +311,7 @@ func (d *Dir) Populated() (bool, error) {
 		}
 		return gone(err)
 	})
-	if err == errFound {
+	if errors.Is(err, errFound) {
 		return true, nil
 	}
 	return false, err

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -693,24 +694,62 @@ func TestKernelEnable(t *testing.T) {
 	mkdir(t, m.dir, "hugetlb.2MB.max")
 }
 
-func TestKernelRead(t *testing.T) {
-	each(t, func(t *testing.T, p place) {
-		f, err := p.dir.File("cgroup.procs", ForRead)
-		check(t, err)
-		defer f.Close()
-		if b, err := f.Read(0); err != nil || len(b) != 0 {
-			t.Errorf("an empty file reads %q, %v", b, err)
+// A list of more than a page, of a process with more threads than that.
+func TestKernelManyTasks(t *testing.T) {
+	const threads = 1100
+	if os.Getenv("CGM_TEST_THREADS") != "" {
+		for range threads {
+			go func() {
+				runtime.LockOSThread()
+				_ = unix.Pause()
+			}()
 		}
-		// More than one page: many tasks' worth of the kernel's own list.
-		root, err := p.h.Open("/")
-		check(t, err)
-		defer root.Close()
-		g, err := root.File("cgroup.procs", ForRead)
-		check(t, err)
-		defer g.Close()
-		_, err = g.Read(3)
-		if procs, _ := root.Procs(); len(procs) > 3 {
-			wantErr(t, "a bound of 3", err, ErrTooBig)
-		}
-	})
+		time.Sleep(time.Minute)
+		return
+	}
+	for _, controller := range []string{"memory", "unified"} {
+		t.Run(controller, func(t *testing.T) {
+			cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.V2)
+			cgtest.NoLeaks(t)
+			p := newPlace(t, open(t, Options{}), controller)
+			pid := cgtest.Child(t, "/usr/bin/env", "CGM_TEST_THREADS=1", "/proc/"+strconv.Itoa(os.Getpid())+"/exe", "-test.run=^TestKernelManyTasks$")
+			check(t, p.dir.write("cgroup.procs", strconv.Itoa(pid)))
+			var want []int32
+			for range 1000 {
+				entries, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/task")
+				check(t, err)
+				want = want[:0]
+				for _, e := range entries {
+					tid, err := strconv.Atoi(e.Name())
+					check(t, err)
+					want = append(want, int32(tid))
+				}
+				if len(want) > threads {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			got, err := p.dir.Threads()
+			check(t, err)
+			// The runtime of the other process may start a thread meanwhile.
+			slices.Sort(got)
+			slices.Sort(want)
+			if len(want) <= threads || len(got) < len(want) || len(got) > len(want)+10 {
+				t.Fatalf("%d threads listed, the process has %d", len(got), len(want))
+			}
+			for _, tid := range want {
+				if _, ok := slices.BinarySearch(got, tid); !ok {
+					t.Errorf("thread %d is missing", tid)
+				}
+			}
+			if procs, err := p.dir.Procs(); err != nil || !slices.Equal(procs, []int32{int32(pid)}) {
+				t.Errorf("procs: %d, %v; want %d", procs, err, pid)
+			}
+			f, err := p.dir.File(map[bool]string{true: "cgroup.threads", false: "tasks"}[p.h.Version() == V2], ForRead)
+			check(t, err)
+			defer f.Close()
+			_, err = f.Read(4096)
+			wantErr(t, "a bound of a page", err, ErrTooBig)
+		})
+	}
 }

@@ -338,16 +338,22 @@ const noBound = math.MaxInt64
 
 var pairs = []pair{
 	// The limit of memory and swap is never below that of memory.
-	{"memory.limit_in_bytes", "memory.memsw.limit_in_bytes",
-		func(_, oldHigh, newLow, _ float64) bool { return newLow > oldHigh }},
+	{
+		"memory.limit_in_bytes", "memory.memsw.limit_in_bytes",
+		func(_, oldHigh, newLow, _ float64) bool { return newLow > oldHigh },
+	},
 	// In between, the share of time is the smaller one of new/old and old/new:
 	// neither the parent's nor, for realtime, the whole is exceeded.
-	{"cpu.cfs_quota_us", "cpu.cfs_period_us",
+	{
+		"cpu.cfs_quota_us", "cpu.cfs_period_us",
 		func(oldLow, oldHigh, newLow, newHigh float64) bool {
 			return oldLow == noBound || newLow != noBound && newLow*newHigh > oldLow*oldHigh
-		}},
-	{"cpu.rt_runtime_us", "cpu.rt_period_us",
-		func(oldLow, oldHigh, newLow, newHigh float64) bool { return newLow*newHigh > oldLow*oldHigh }},
+		},
+	},
+	{
+		"cpu.rt_runtime_us", "cpu.rt_period_us",
+		func(oldLow, oldHigh, newLow, newHigh float64) bool { return newLow*newHigh > oldLow*oldHigh },
+	},
 }
 
 func (p pair) arrange(ws []Write, read Reader) error {
@@ -369,26 +375,30 @@ func (p pair) arrange(ws []Write, read Reader) error {
 		if err != nil {
 			return err
 		}
-		if v[i], err = strconv.ParseFloat(strings.TrimSpace(now), 64); err != nil {
-			return fmt.Errorf("%s: %w", file, err)
+		var ok bool
+		if v[i], ok = plainNumber(now); !ok {
+			return fmt.Errorf("%s: unexpected content %q", file, now)
 		}
 	}
 	for i, w := range []Write{ws[lo], ws[hi]} {
-		n, err := strconv.ParseFloat(strings.TrimSpace(w.Value), 64)
-		if err != nil {
-			return nil // 1G: the kernel's own spelling, in the caller's order
-		}
-		v[2+i] = n
-	}
-	for i := range v {
-		if v[i] < 0 {
-			v[i] = noBound // -1
+		var ok bool
+		if v[2+i], ok = plainNumber(w.Value); !ok {
+			return nil // 1G: a file's own name keeps the caller's order
 		}
 	}
 	if p.highFirst(v[0], v[1], v[2], v[3]) != (hi < lo) {
 		ws[lo], ws[hi] = ws[hi], ws[lo]
 	}
 	return nil
+}
+
+// plainNumber parses what bounds something: a number, or -1 for no bound.
+func plainNumber(s string) (float64, bool) {
+	n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 64)
+	if n < 0 {
+		n = noBound
+	}
+	return float64(n), err == nil
 }
 
 // optional turns the absence of a file into false.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -38,9 +39,7 @@ func (f files) read(_, file string) (string, error) {
 // with returns f with some files changed.
 func (f files) with(changes ...string) files {
 	g := make(files)
-	for k, v := range f {
-		g[k] = v
-	}
+	maps.Copy(g, f)
 	for i := 0; i < len(changes); i += 2 {
 		g[changes[i]] = changes[i+1]
 	}

@@ -28,89 +28,157 @@ const (
 
 // abstractKeys is the table of keys. Their order is that of docs/KEYS.md.
 var abstractKeys = []*Key{
-	{Name: "memory.limit", doc: "bytes, with K, M, G or T for powers of 1024, or `max`. On v1 a change keeps swap.limit as it is, but `max` lifts that too", source: docMemory,
-		v1: &binding{"memory", "memory.limit_in_bytes, memory.memsw.limit_in_bytes", setMemory1, getLimit("memory", "memory.limit_in_bytes")},
-		v2: limit2("memory", "memory.max")},
-	{Name: "memory.soft_limit", doc: "as memory.limit; v1 reclaims what is above first, v2 protects what is below", source: docMemory,
-		v1: limit1("memory", "memory.soft_limit_in_bytes"),
-		v2: limit2("memory", "memory.low")},
-	{Name: "swap.limit", doc: "swap alone, as memory.limit. On v1 it needs a memory.limit, or is `max`", source: docMemory,
+	{
+		Name: "memory.limit", doc: "bytes, with K, M, G or T for powers of 1024, or `max`. On v1 a change keeps swap.limit as it is, but `max` lifts that too", source: docMemory,
+		v1: &binding{"memory", "memory.limit_in_bytes, memory.memsw.limit_in_bytes", setMemory1, getLimit("memory.limit_in_bytes")},
+		v2: limit2("memory.max"),
+	},
+	{
+		Name: "memory.soft_limit", doc: "as memory.limit; v1 reclaims what is above first, v2 protects what is below", source: docMemory,
+		v1: limit1("memory.soft_limit_in_bytes"),
+		v2: limit2("memory.low"),
+	},
+	{
+		Name: "swap.limit", doc: "swap alone, as memory.limit. On v1 it needs a memory.limit, or is `max`", source: docMemory,
 		v1: &binding{"memory", "memory.memsw.limit_in_bytes, memory.limit_in_bytes", setSwap1, getSwap1},
-		v2: limit2("memory", "memory.swap.max")},
-	{Name: "swap.soft_limit", doc: "as memory.limit", source: docMemory,
-		v2: limit2("memory", "memory.swap.high")},
-	{Name: "cpus_allowed", doc: "a list of cpus, `0-3,7`", source: docCpuset,
+		v2: limit2("memory.swap.max"),
+	},
+	{
+		Name: "swap.soft_limit", doc: "as memory.limit", source: docMemory,
+		v2: limit2("memory.swap.high"),
+	},
+	{
+		Name: "cpus_allowed", doc: "a list of cpus, `0-3,7`", source: docCpuset,
 		v1: &binding{"cpuset", "cpuset.cpus", setList("cpuset.cpus"), getText("cpuset", "cpuset.cpus")},
-		v2: &binding{"cpuset", "cpuset.cpus, cpuset.cpus.effective", setList("cpuset.cpus"), getList2("cpuset.cpus")}},
-	{Name: "cpus_fraction", doc: "percent of the allowed cpus, above 0 and up to 100, may have a fraction, or `max`; the period stays", source: docCPU,
+		v2: &binding{"cpuset", "cpuset.cpus, cpuset.cpus.effective", setList("cpuset.cpus"), getList2("cpuset.cpus")},
+	},
+	{
+		Name: "cpus_fraction", doc: "percent of the allowed cpus, above 0 and up to 100, may have a fraction, or `max`; the period stays", source: docCPU,
 		v1: &binding{"cpu", "cpu.cfs_quota_us, cpu.cfs_period_us, cpuset.effective_cpus", setCPUs(quota1{}, true), getCPUs(quota1{}, true)},
-		v2: &binding{"cpu", "cpu.max, cpuset.cpus.effective", setCPUs(quota2{}, true), getCPUs(quota2{}, true)}},
-	{Name: "cpus_number", doc: "cpus, may have a fraction, or `max`; the period stays", source: docCPU,
+		v2: &binding{"cpu", "cpu.max, cpuset.cpus.effective", setCPUs(quota2{}, true), getCPUs(quota2{}, true)},
+	},
+	{
+		Name: "cpus_number", doc: "cpus, may have a fraction, or `max`; the period stays", source: docCPU,
 		v1: &binding{"cpu", "cpu.cfs_quota_us, cpu.cfs_period_us", setCPUs(quota1{}, false), getCPUs(quota1{}, false)},
-		v2: &binding{"cpu", "cpu.max", setCPUs(quota2{}, false), getCPUs(quota2{}, false)}},
-	{Name: "cpu_share_percent", doc: "percent of one default share, 1 to 10000", source: docShares,
+		v2: &binding{"cpu", "cpu.max", setCPUs(quota2{}, false), getCPUs(quota2{}, false)},
+	},
+	{
+		Name: "cpu_share_percent", doc: "percent of one default share, 1 to 10000", source: docShares,
 		v1: &binding{"cpu", "cpu.shares", setShare("cpu.shares", 1024), getShare("cpu.shares", 1024)},
-		v2: &binding{"cpu", "cpu.weight", setShare("cpu.weight", 100), getShare("cpu.weight", 100)}},
-	{Name: "devices_whitelist", doc: "rules, comma separated, which are allowed besides what is: `c 1:3 rwm,b *:* r`; `a` is all. Reads as devices_list", source: docDevices,
-		v1: &binding{"devices", "devices.allow, devices.list", setDevices("devices.allow"), getItems("devices", "devices.list")}},
-	{Name: "devices_blacklist", doc: "rules, as devices_whitelist, which are denied from now on. Reads as devices_list", source: docDevices,
-		v1: &binding{"devices", "devices.deny, devices.list", setDevices("devices.deny"), getItems("devices", "devices.list")}},
-	{Name: "net_classid", doc: "a number, 0 to 4294967295, hexadecimal with 0x: 0xAAAABBBB is class AAAA:BBBB", source: docNetCls,
-		v1: &binding{"net_cls", "net_cls.classid", setClassID, getText("net_cls", "net_cls.classid")}},
-	{Name: "net_prio_interface_map", doc: "`if prio`, comma separated: `eth0 5`", source: docNetPrio,
-		v1: &binding{"net_prio", "net_prio.ifpriomap", setPrioMap, getItems("net_prio", "net_prio.ifpriomap")}},
-	{Name: "hugetlb_limit", doc: "`SIZE=bytes`, comma separated, bytes as for memory.limit: `2MB=512M,1GB=max`", source: docHuge,
+		v2: &binding{"cpu", "cpu.weight", setShare("cpu.weight", 100), getShare("cpu.weight", 100)},
+	},
+	{
+		Name: "devices_whitelist", doc: "rules, comma separated, which are allowed besides what is: `c 1:3 rwm,b *:* r`; `a` is all. Reads as devices_list", source: docDevices,
+		v1: &binding{"devices", "devices.allow, devices.list", setDevices("devices.allow"), getItems("devices", "devices.list")},
+	},
+	{
+		Name: "devices_blacklist", doc: "rules, as devices_whitelist, which are denied from now on. Reads as devices_list", source: docDevices,
+		v1: &binding{"devices", "devices.deny, devices.list", setDevices("devices.deny"), getItems("devices", "devices.list")},
+	},
+	{
+		Name: "net_classid", doc: "a number, 0 to 4294967295, hexadecimal with 0x: 0xAAAABBBB is class AAAA:BBBB", source: docNetCls,
+		v1: &binding{"net_cls", "net_cls.classid", setClassID, getText("net_cls", "net_cls.classid")},
+	},
+	{
+		Name: "net_prio_interface_map", doc: "`if prio`, comma separated: `eth0 5`", source: docNetPrio,
+		v1: &binding{"net_prio", "net_prio.ifpriomap", setPrioMap, getItems("net_prio", "net_prio.ifpriomap")},
+	},
+	{
+		Name: "hugetlb_limit", doc: "`SIZE=bytes`, comma separated, bytes as for memory.limit: `2MB=512M,1GB=max`", source: docHuge,
 		v1: &binding{"hugetlb", "hugetlb.SIZE.limit_in_bytes", setHuge("limit_in_bytes", show1), getHuge("limit_in_bytes")},
-		v2: &binding{"hugetlb", "hugetlb.SIZE.max", setHuge("max", show2), getHuge("max")}},
-	{Name: "blkio_weight", doc: "1 to 10000, 100 is the default; BFQ's weights end at 1000", source: docBlkio,
+		v2: &binding{"hugetlb", "hugetlb.SIZE.max", setHuge("max", show2), getHuge("max")},
+	},
+	{
+		Name: "blkio_weight", doc: "1 to 10000, 100 is the default; BFQ's weights end at 1000", source: docBlkio,
 		v1: &binding{"blkio", "blkio.bfq.weight", setWeight, getWeight},
-		v2: &binding{"io", "io.weight, io.bfq.weight", setWeight, getWeight}},
-	{Name: "blkio_weight_device", doc: "`MAJ:MIN weight`, comma separated, weights as for blkio_weight, or `default`", source: docBlkio,
+		v2: &binding{"io", "io.weight, io.bfq.weight", setWeight, getWeight},
+	},
+	{
+		Name: "blkio_weight_device", doc: "`MAJ:MIN weight`, comma separated, weights as for blkio_weight, or `default`", source: docBlkio,
 		v1: &binding{"blkio", "blkio.bfq.weight_device", setWeightDevice, getWeightDevice},
-		v2: &binding{"io", "io.weight, io.bfq.weight", setWeightDevice, getWeightDevice}},
-	{Name: "blkio_throttle_read", doc: "`MAJ:MIN bytes/s`, comma separated, bytes as for memory.limit and above 0: `8:0 10M`", source: docBlkio,
+		v2: &binding{"io", "io.weight, io.bfq.weight", setWeightDevice, getWeightDevice},
+	},
+	{
+		Name: "blkio_throttle_read", doc: "`MAJ:MIN bytes/s`, comma separated, bytes as for memory.limit and above 0: `8:0 10M`", source: docBlkio,
 		v1: &binding{"blkio", "blkio.throttle.read_bps_device", setThrottle("blkio.throttle.read_bps_device", ""), getThrottle("blkio", "blkio.throttle.read_bps_device", "")},
-		v2: &binding{"io", "io.max (rbps)", setThrottle("io.max", "rbps"), getThrottle("io", "io.max", "rbps")}},
-	{Name: "blkio_throttle_write", doc: "as blkio_throttle_read", source: docBlkio,
+		v2: &binding{"io", "io.max (rbps)", setThrottle("io.max", "rbps"), getThrottle("io", "io.max", "rbps")},
+	},
+	{
+		Name: "blkio_throttle_write", doc: "as blkio_throttle_read", source: docBlkio,
 		v1: &binding{"blkio", "blkio.throttle.write_bps_device", setThrottle("blkio.throttle.write_bps_device", ""), getThrottle("blkio", "blkio.throttle.write_bps_device", "")},
-		v2: &binding{"io", "io.max (wbps)", setThrottle("io.max", "wbps"), getThrottle("io", "io.max", "wbps")}},
-	{Name: "pids.limit", doc: "a number of tasks, or `max`", source: docPids,
+		v2: &binding{"io", "io.max (wbps)", setThrottle("io.max", "wbps"), getThrottle("io", "io.max", "wbps")},
+	},
+	{
+		Name: "pids.limit", doc: "a number of tasks, or `max`", source: docPids,
 		v1: &binding{"pids", "pids.max", setPids, getText("pids", "pids.max")},
-		v2: &binding{"pids", "pids.max", setPids, getText("pids", "pids.max")}},
-	{Name: "rt.runtime", doc: "microseconds", source: docRT,
-		v1: &binding{"cpu", "cpu.rt_runtime_us", setNumber("cpu.rt_runtime_us", 0, math.MaxInt64/1000), getText("cpu", "cpu.rt_runtime_us")}},
-	{Name: "rt.period", doc: "microseconds", source: docRT,
-		v1: &binding{"cpu", "cpu.rt_period_us", setNumber("cpu.rt_period_us", 1, math.MaxInt64/1000), getText("cpu", "cpu.rt_period_us")}},
-	{Name: "state", doc: "`frozen` or `thawed`; reads `freezing` until the last task has stopped", source: docFreezer,
+		v2: &binding{"pids", "pids.max", setPids, getText("pids", "pids.max")},
+	},
+	{
+		Name: "rt.runtime", doc: "microseconds", source: docRT,
+		v1: &binding{"cpu", "cpu.rt_runtime_us", setNumber("cpu.rt_runtime_us", 0, math.MaxInt64/1000), getText("cpu", "cpu.rt_runtime_us")},
+	},
+	{
+		Name: "rt.period", doc: "microseconds", source: docRT,
+		v1: &binding{"cpu", "cpu.rt_period_us", setNumber("cpu.rt_period_us", 1, math.MaxInt64/1000), getText("cpu", "cpu.rt_period_us")},
+	},
+	{
+		Name: "state", doc: "`frozen` or `thawed`; reads `freezing` until the last task has stopped", source: docFreezer,
 		v1: &binding{"freezer", "freezer.state", setState("freezer.state", "FROZEN", "THAWED"), getState1},
-		v2: &binding{"", "cgroup.freeze, cgroup.events", setState("cgroup.freeze", "1", "0"), getState2}},
+		v2: &binding{"", "cgroup.freeze, cgroup.events", setState("cgroup.freeze", "1", "0"), getState2},
+	},
 
-	{Name: "devices_list", ReadOnly: true, doc: "rules, comma separated, as devices_whitelist", source: docDevices,
-		v1: &binding{"devices", "devices.list", nil, getItems("devices", "devices.list")}},
-	{Name: "net_prio_index", ReadOnly: true, doc: "a number", source: docNetPrio,
-		v1: readText("net_prio", "net_prio.prioidx")},
-	{Name: "memory.usage", ReadOnly: true, doc: "bytes", source: docMemory,
-		v1: readText("memory", "memory.usage_in_bytes"), v2: readText("memory", "memory.current")},
-	{Name: "memory.max_use", ReadOnly: true, doc: "bytes", source: docMemory,
-		v1: readText("memory", "memory.max_usage_in_bytes"), v2: readText("memory", "memory.peak")},
-	{Name: "memory.failcnt", ReadOnly: true, doc: "how often the limit was hit", source: docMemory,
-		v1: readText("memory", "memory.failcnt"), v2: readEvent("memory", "memory.events", "max")},
-	{Name: "memory.numa_stat", ReadOnly: true, doc: "as the kernel shows it: pages on v1, bytes on v2", source: docMemory,
-		v1: readText("memory", "memory.numa_stat"), v2: readText("memory", "memory.numa_stat")},
-	{Name: "swap.max_use", ReadOnly: true, doc: "bytes; on v1 of memory and swap together", source: docMemory,
-		v1: readText("memory", "memory.memsw.max_usage_in_bytes"), v2: readText("memory", "memory.swap.peak")},
-	{Name: "swap.failcnt", ReadOnly: true, doc: "how often the limit was hit; on v1 that of memory and swap together", source: docMemory,
-		v1: readText("memory", "memory.memsw.failcnt"), v2: readEvent("memory", "memory.swap.events", "max")},
-	{Name: "hugetlb_usage", ReadOnly: true, doc: "`SIZE=bytes`, comma separated", source: docHuge,
-		v1: readHuge("usage_in_bytes", ""), v2: readHuge("current", "")},
-	{Name: "hugetlb_max_usage", ReadOnly: true, doc: "`SIZE=bytes`, comma separated", source: docHuge,
-		v1: readHuge("max_usage_in_bytes", "")},
-	{Name: "hugetlb_failcnt", ReadOnly: true, doc: "`SIZE=number`, comma separated: how often the limit was hit", source: docHuge,
-		v1: readHuge("failcnt", ""), v2: readHuge("events", "max")},
-	{Name: "cpuacct_stat", ReadOnly: true, doc: "lines `user N` and `system N`, in 1/100 s (USER_HZ)", source: docCpuacct,
-		v1: readText("cpuacct", "cpuacct.stat"), v2: &binding{"", "cpu.stat", nil, getCPUStat2}},
-	{Name: "pids.usage", ReadOnly: true, doc: "a number of tasks", source: docPids,
-		v1: readText("pids", "pids.current"), v2: readText("pids", "pids.current")},
+	{
+		Name: "devices_list", ReadOnly: true, doc: "rules, comma separated, as devices_whitelist", source: docDevices,
+		v1: &binding{"devices", "devices.list", nil, getItems("devices", "devices.list")},
+	},
+	{
+		Name: "net_prio_index", ReadOnly: true, doc: "a number", source: docNetPrio,
+		v1: readText("net_prio", "net_prio.prioidx"),
+	},
+	{
+		Name: "memory.usage", ReadOnly: true, doc: "bytes", source: docMemory,
+		v1: readText("memory", "memory.usage_in_bytes"), v2: readText("memory", "memory.current"),
+	},
+	{
+		Name: "memory.max_use", ReadOnly: true, doc: "bytes", source: docMemory,
+		v1: readText("memory", "memory.max_usage_in_bytes"), v2: readText("memory", "memory.peak"),
+	},
+	{
+		Name: "memory.failcnt", ReadOnly: true, doc: "how often the limit was hit", source: docMemory,
+		v1: readText("memory", "memory.failcnt"), v2: readEvent("memory", "memory.events", "max"),
+	},
+	{
+		Name: "memory.numa_stat", ReadOnly: true, doc: "as the kernel shows it: pages on v1, bytes on v2", source: docMemory,
+		v1: readText("memory", "memory.numa_stat"), v2: readText("memory", "memory.numa_stat"),
+	},
+	{
+		Name: "swap.max_use", ReadOnly: true, doc: "bytes; on v1 of memory and swap together", source: docMemory,
+		v1: readText("memory", "memory.memsw.max_usage_in_bytes"), v2: readText("memory", "memory.swap.peak"),
+	},
+	{
+		Name: "swap.failcnt", ReadOnly: true, doc: "how often the limit was hit; on v1 that of memory and swap together", source: docMemory,
+		v1: readText("memory", "memory.memsw.failcnt"), v2: readEvent("memory", "memory.swap.events", "max"),
+	},
+	{
+		Name: "hugetlb_usage", ReadOnly: true, doc: "`SIZE=bytes`, comma separated", source: docHuge,
+		v1: readHuge("usage_in_bytes", ""), v2: readHuge("current", ""),
+	},
+	{
+		Name: "hugetlb_max_usage", ReadOnly: true, doc: "`SIZE=bytes`, comma separated", source: docHuge,
+		v1: readHuge("max_usage_in_bytes", ""),
+	},
+	{
+		Name: "hugetlb_failcnt", ReadOnly: true, doc: "`SIZE=number`, comma separated: how often the limit was hit", source: docHuge,
+		v1: readHuge("failcnt", ""), v2: readHuge("events", "max"),
+	},
+	{
+		Name: "cpuacct_stat", ReadOnly: true, doc: "lines `user N` and `system N`, in 1/100 s (USER_HZ)", source: docCpuacct,
+		v1: readText("cpuacct", "cpuacct.stat"), v2: &binding{"", "cpu.stat", nil, getCPUStat2},
+	},
+	{
+		Name: "pids.usage", ReadOnly: true, doc: "a number of tasks", source: docPids,
+		v1: readText("pids", "pids.current"), v2: readText("pids", "pids.current"),
+	},
 }
 
 // fileKeys are control files' own names: on a host that has the other version
@@ -131,7 +199,7 @@ var fileKeys = []*Key{
 	file1("blkio", "blkio.throttle.read_bps_device", &binding{"io", "io.max", setThrottle1("rbps"), getThrottle("io", "io.max", "rbps")}),
 	file1("blkio", "blkio.throttle.write_bps_device", &binding{"io", "io.max", setThrottle1("wbps"), getThrottle("io", "io.max", "wbps")}),
 
-	file2("memory", "memory.max", &binding{"memory", "memory.limit_in_bytes, memory.memsw.limit_in_bytes", setMemory1, getLimit("memory", "memory.limit_in_bytes")}),
+	file2("memory", "memory.max", &binding{"memory", "memory.limit_in_bytes, memory.memsw.limit_in_bytes", setMemory1, getLimit("memory.limit_in_bytes")}),
 	file2("memory", "memory.low", translateLimit("memory", "memory.soft_limit_in_bytes", false)),
 	file2("memory", "memory.swap.max", &binding{"memory", "memory.memsw.limit_in_bytes, memory.limit_in_bytes", setSwap1, getSwap1}),
 	file2("memory", "memory.current", readText("memory", "memory.usage_in_bytes")),
@@ -188,12 +256,12 @@ func verbatim(controller, file string) *binding {
 
 // ---- limits
 
-func limit1(controller, file string) *binding {
-	return &binding{controller, file, setLimit(file, show1), getLimit(controller, file)}
+func limit1(file string) *binding {
+	return &binding{"memory", file, setLimit(file, show1), getLimit(file)}
 }
 
-func limit2(controller, file string) *binding {
-	return &binding{controller, file, setLimit(file, show2), getLimit(controller, file)}
+func limit2(file string) *binding {
+	return &binding{"memory", file, setLimit(file, show2), getLimit(file)}
 }
 
 func setLimit(file string, show func(uint64) string) func(*Set, string, Reader) ([]Write, error) {
@@ -206,9 +274,9 @@ func setLimit(file string, show func(uint64) string) func(*Set, string, Reader) 
 	}
 }
 
-func getLimit(controller, file string) func(*Set, Reader) (string, error) {
+func getLimit(file string) func(*Set, Reader) (string, error) {
 	return func(_ *Set, read Reader) (string, error) {
-		n, err := readLimit(read, controller, file)
+		n, err := readLimit(read, "memory", file)
 		return show2(n), err
 	}
 }
@@ -707,14 +775,16 @@ func getHuge(file string) func(*Set, Reader) (string, error) {
 }
 
 func readHuge(file, event string) *binding {
-	return &binding{"hugetlb", "hugetlb.SIZE." + file, nil,
+	return &binding{
+		"hugetlb", "hugetlb.SIZE." + file, nil,
 		eachHuge(func(read Reader, size string) (string, error) {
 			v, err := read("hugetlb", "hugetlb."+size+"."+file)
 			if event != "" && err == nil {
 				v, _ = flatKeyed(v, event)
 			}
 			return strings.TrimSpace(v), err
-		})}
+		}),
+	}
 }
 
 func eachHuge(one func(read Reader, size string) (string, error)) func(*Set, Reader) (string, error) {

@@ -44,39 +44,36 @@ func checkRelative(rel string) error {
 		return fmt.Errorf("%w: longer than %d bytes", ErrName, maxPath)
 	}
 	for c := range strings.SplitSeq(rel, "/") {
-		if err := checkComponent(c); err != nil {
-			return fmt.Errorf("%w %q: %s", ErrName, rel, err)
+		if bad := badComponent(c); bad != "" {
+			return fmt.Errorf("%w %q: %s", ErrName, rel, bad)
 		}
 	}
 	return nil
 }
 
-type reason string
-
-func (r reason) Error() string { return string(r) }
-
-func checkComponent(c string) error {
+// badComponent says what is wrong with a component of a path, "" if nothing.
+func badComponent(c string) string {
 	switch {
 	case c == "":
-		return reason("an empty component")
+		return "an empty component"
 	case c == "." || c == "..":
-		return reason("a component is " + c)
+		return "a component is " + c
 	case len(c) > maxComponent:
-		return reason("a component is longer than 255 bytes")
+		return "a component is longer than 255 bytes"
 	case strings.IndexByte(c, 0) >= 0:
-		return reason("a zero byte in it")
+		return "a zero byte in it"
 	}
-	return nil
+	return ""
 }
 
 // checkFile checks the name of a control file: one component.
 func checkFile(name string) error {
-	err := checkComponent(name)
-	if err == nil && strings.IndexByte(name, '/') >= 0 {
-		err = reason("a file's name has no /")
+	bad := badComponent(name)
+	if bad == "" && strings.IndexByte(name, '/') >= 0 {
+		bad = "more than one component"
 	}
-	if err != nil {
-		return fmt.Errorf("%w %q: %s", ErrName, name, err)
+	if bad != "" {
+		return fmt.Errorf("%w %q: %s", ErrName, name, bad)
 	}
 	return nil
 }
