@@ -11,7 +11,7 @@ var (
 	ErrUnsupported = errors.New("not supported on this hierarchy")
 	// ErrValue: the value of a key is malformed or out of range.
 	ErrValue = errors.New("invalid value")
-	// ErrName: the name of a cgroup, control file or mark is malformed.
+	// ErrName: the name of a cgroup or control file is malformed.
 	ErrName = errors.New("invalid name")
 	// ErrTooBig: a bound of this package is exceeded.
 	ErrTooBig = errors.New("too big")

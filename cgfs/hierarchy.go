@@ -395,7 +395,7 @@ func (h *Hierarchy) DelegationFiles() []string { return h.delegation }
 func (h *Hierarchy) Open(path string) (*Dir, error) {
 	rel, ok := strings.CutPrefix(path, "/")
 	if !ok {
-		return nil, fmt.Errorf("%w %q: not from the root", ErrName, path)
+		return nil, fmt.Errorf("%w: not from the root", ErrName)
 	}
 	if rel == "" {
 		return h.openDir(h.fd, ".", path, path)

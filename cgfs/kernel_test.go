@@ -376,6 +376,10 @@ func TestKernelOpen(t *testing.T) {
 		for _, bad := range []string{"", "a", "//", "/..", "/../x", "/a/", "/a\x00"} {
 			_, err := p.h.Open(bad)
 			wantErr(t, "open from the root "+strconv.Quote(bad), err, ErrName)
+			_, err = p.h.Open("/secret" + bad)
+			if bad != "" && bad != "a" && (!errors.Is(err, ErrName) || strings.Contains(err.Error(), "secret")) {
+				t.Errorf("open below secret %q: got %v, want ErrName and no word of it", bad, err)
+			}
 		}
 		_, err = p.dir.Open("nosuch")
 		wantErr(t, "open nosuch", err, fs.ErrNotExist)

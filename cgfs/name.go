@@ -38,14 +38,15 @@ func presentable(name string) bool {
 }
 
 // checkRelative checks the structure of a path below a directory; the bytes of
-// its components are the kernel's business.
+// its components are the kernel's business. The error does not repeat the
+// path, which may have components that are not the caller's own words.
 func checkRelative(rel string) error {
 	if len(rel) > maxPath {
 		return fmt.Errorf("%w: longer than %d bytes", ErrName, maxPath)
 	}
 	for c := range strings.SplitSeq(rel, "/") {
 		if bad := badComponent(c); bad != "" {
-			return fmt.Errorf("%w %q: %s", ErrName, rel, bad)
+			return fmt.Errorf("%w: %s", ErrName, bad)
 		}
 	}
 	return nil
