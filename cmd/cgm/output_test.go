@@ -1,6 +1,9 @@
 package main
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestEscape(t *testing.T) {
 	for _, c := range []struct{ name, in, want, value string }{
@@ -34,5 +37,30 @@ func TestSize(t *testing.T) {
 		if got := size(in); got != want {
 			t.Errorf("size(%q) = %q, want %q", in, got, want)
 		}
+	}
+}
+
+func TestPrintLines(t *testing.T) {
+	names := []string{"web", "a\x1b[31m\n"}
+	for _, c := range []struct {
+		name  string
+		json  bool
+		items []string
+		want  string
+	}{
+		{"lines", false, names, "web\na\\x1b[31m\\n\n"},
+		{"no lines", false, nil, ""},
+		{"JSON", true, names, "[\n  \"web\",\n  \"a\\u001b[31m\\n\"\n]\n"},
+		{"no JSON", true, nil, "[]\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var b strings.Builder
+			if err := printLines(&b, c.json, c.items); err != nil {
+				t.Fatal(err)
+			}
+			if b.String() != c.want {
+				t.Errorf("got %q, want %q", b.String(), c.want)
+			}
+		})
 	}
 }
