@@ -114,7 +114,6 @@ type write struct {
 	at       *place
 	file     *cgfs.File
 	value    string
-	final    bool
 	decision privcheck.Decision
 	subject  string
 	// old is what the file read before.
@@ -152,22 +151,16 @@ func (c *call) setValues(set *settings, places []*place, u *undo) error {
 	if len(set.all) == 0 {
 		return nil
 	}
-	plan := &plan{call: c, places: places, name: set.name, pending: map[string]string{}}
+	plan := &plan{call: c, places: places, name: set.name, keys: map[string]setting{}, pending: map[string]string{}}
 	for _, s := range set.all {
 		if err := plan.add(s); err != nil {
 			return err
 		}
 	}
+	if err := plan.decideAll(); err != nil {
+		return err
+	}
 	ws := plan.writes
-	slices.SortStableFunc(ws, func(a, b *write) int {
-		switch {
-		case a.final == b.final:
-			return 0
-		case b.final:
-			return -1
-		}
-		return 1
-	})
 	if len(ws) > 1 {
 		for _, w := range ws {
 			if err := plan.remember(w); err != nil {
@@ -209,6 +202,8 @@ type plan struct {
 	*call
 	places []*place
 	name   string
+	todo   []cgfs.Write
+	keys   map[string]setting // by controller and file of the write
 	writes []*write
 	// pending holds values that are going to be written, by controller and
 	// file: a later key is translated as if they were there.
@@ -224,17 +219,35 @@ func (p *plan) place(h *cgfs.Hierarchy) *place {
 	return nil
 }
 
+// add translates a key into writes.
 func (p *plan) add(s setting) error {
-	var todo []cgfs.Write
+	todo := []cgfs.Write{{Controller: s.controller, File: s.name, Value: s.value, Final: cgfs.Final(s.name)}}
 	if s.key != nil {
 		var err error
 		if todo, err = s.key.Writes(p.m.set, s.value, p.read); err != nil {
-			return p.kernel("key "+quote(s.name)+" of "+quote(p.name), err)
+			return p.kernel(p.subject(s.name), err)
 		}
-	} else {
-		todo = []cgfs.Write{{Controller: s.controller, File: s.name, Value: s.value, Final: cgfs.Final(s.name)}}
 	}
 	for _, t := range todo {
+		p.keys[t.Controller+"/"+t.File] = s
+		p.pending[t.Controller+"/"+t.File] = t.Value
+	}
+	p.todo = append(p.todo, todo...)
+	return nil
+}
+
+func (p *plan) subject(key string) string { return "key " + quote(key) + " of " + quote(p.name) }
+
+// decideAll orders the writes, opens their files, and decides on each.
+func (p *plan) decideAll() error {
+	todo, err := cgfs.Arrange(p.todo, func(controller, file string) (string, error) {
+		return p.readFile(p.places, controller, file, p.name)
+	})
+	if err != nil {
+		return p.kernel(quote(p.name), err)
+	}
+	for _, t := range todo {
+		s := p.keys[t.Controller+"/"+t.File]
 		h := s.h
 		if t.Controller != "" && t.Controller != s.controller {
 			var ok bool
@@ -242,18 +255,15 @@ func (p *plan) add(s setting) error {
 				return api.Errorf(api.Unsupported, "%s: key %q: this host has no controller %q", p.op, s.name, t.Controller)
 			}
 		}
-		subject := "key " + quote(s.name) + " of " + quote(p.name)
 		at := p.place(h)
 		if at == nil {
-			return api.Errorf(api.NotFound, "%s %s: the cgroup does not exist in the hierarchy of %s", p.op, subject, h.Name())
+			return api.Errorf(api.NotFound, "%s %s: the cgroup does not exist in the hierarchy of %s", p.op, p.subject(s.name), h.Name())
 		}
-		w, err := p.planWrite(at, t.File, t.Value, subject)
+		w, err := p.planWrite(at, t.File, t.Value, p.subject(s.name))
 		if err != nil {
 			return err
 		}
-		w.final = t.Final
 		p.writes = append(p.writes, w)
-		p.pending[t.Controller+"/"+t.File] = t.Value
 	}
 	return nil
 }
@@ -339,7 +349,7 @@ func (c *call) readFile(places []*place, controller, file, name string) (string,
 func (c *call) value(at *place, file, subject string) ([]byte, error) {
 	f, o, err := c.file(at, file, cgfs.ForRead)
 	if errors.Is(err, unix.ENOENT) {
-		return nil, api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name())
+		return nil, api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name()).WithCause(err)
 	}
 	if err != nil {
 		return nil, c.kernel(subject, err)
