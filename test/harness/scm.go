@@ -39,6 +39,10 @@ func (x *Exchange) Give(q *Proc) *Exchange {
 	return &Exchange{P: q, fd: fd}
 }
 
+// Open reports whether the daemon still has its end. It writes a byte, which
+// nobody reads after the result.
+func (x *Exchange) Open() bool { return x.P.Send(x.fd, []byte{0}, nil) == nil }
+
 // Close closes P's end.
 func (x *Exchange) Close() { x.P.Close(x.fd) }
 
