@@ -312,3 +312,33 @@ func TestKernelRemoveOnEmpty(t *testing.T) {
 		})
 	}
 }
+
+// Pairs of limits that bound each other are written in the order that the
+// kernel takes, whichever way they go.
+func TestKernelSetValueOfPairs(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	m := newManager(t)
+	rq := self(t, m)
+	n := name(t)
+	if _, err := m.Create(rq, n, []string{"memory", "cpu"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, limit := range []string{"64M", "512M", "32M"} {
+		if err := m.SetValue(rq, n, map[string]string{"memory.limit": limit, "swap.limit": "16M"}); err != nil {
+			t.Errorf("memory.limit %s with swap: %v", limit, err)
+		}
+		got, err := m.GetValue(rq, n, []string{"memory.limit", "swap.limit"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %v", limit, got)
+		if got["swap.limit"] != "16777216" {
+			t.Errorf("swap.limit = %q", got["swap.limit"])
+		}
+	}
+	for _, limit := range []string{"104857600", "838860800", "52428800"} {
+		if err := m.SetValue(rq, n, map[string]string{"memory.limit_in_bytes": limit, "memory.memsw.limit_in_bytes": limit}); err != nil {
+			t.Errorf("%s: %v", limit, err)
+		}
+	}
+}
