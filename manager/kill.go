@@ -189,8 +189,8 @@ func (k *killing) decideOne(v *victim) (frozen bool, err error) {
 			}
 			k.decision, err = k.decide(in(v.subject, p.h), func(who *party) privcheck.Decision {
 				return privcheck.All(
-					privcheck.Kill(who.r, p.of(who), nil),
 					privcheck.OverTask(who.r, who.own(p.h), k.task(v, i, p.h, who)),
+					privcheck.Kill(who.r, p.of(who), nil),
 				)
 			})
 			if err != nil {

@@ -76,9 +76,9 @@ func (c *call) path0(h *cgfs.Hierarchy, arg string, s slashes) (string, error) {
 }
 
 // root0 is what "/" means in h: to a requestor in a container its own cgroup,
-// behind a proxy in a container the proxy's, and to others the hierarchy's root.
+// behind a proxy the proxy's, and to others the hierarchy's root.
 func (c *call) root0(h *cgfs.Hierarchy) string {
-	if outermost := &c.parties[len(c.parties)-1]; outermost.r.Outside() {
+	if outermost := &c.parties[len(c.parties)-1]; c.scm || outermost.r.Outside() {
 		return outermost.own(h)
 	}
 	return "/"
@@ -463,7 +463,7 @@ func (m *Manager) MovePidAbs0(rq *api.Request, controller, cgroup string, v api.
 	if !strings.HasPrefix(cgroup, "/") {
 		cgroup = "/" + cgroup
 	}
-	if len(c.parties) == 1 || !c.scm {
+	if !c.scm {
 		d, err := c.decide(quote(cgroup), func(p *party) privcheck.Decision { return privcheck.Escape(p.r) })
 		if err != nil {
 			return err
@@ -481,7 +481,11 @@ func (c *call) escape(controller, cgroup string, v *victim) error {
 	if err := c.gather(v); err != nil { // for the requestor, whom the proxy's call does not know
 		return err
 	}
-	behind := &call{m: c.m, op: c.op, scm: true, parties: c.parties[1:]}
+	proxies := c.parties[1:]
+	if len(proxies) == 0 {
+		proxies = c.parties // it acts for itself
+	}
+	behind := &call{m: c.m, op: c.op, scm: true, parties: proxies}
 	defer behind.release()
 	question := func(v *victim, dst *place) (privcheck.Decision, error) {
 		r := c.r()
@@ -657,7 +661,7 @@ func (m *Manager) RemoveOnEmpty0(rq *api.Request, controller, cgroup string) (er
 		if err != nil {
 			return err
 		}
-		r, err := c.planMark(p, quote(cgroup))
+		r, err := c.planRemoval(p, quote(cgroup), privcheck.RemoveOnEmpty)
 		if err != nil {
 			return err
 		}
@@ -667,20 +671,6 @@ func (m *Manager) RemoveOnEmpty0(rq *api.Request, controller, cgroup string) (er
 		return c.missing0(cgroup)
 	}
 	return err
-}
-
-// planMark gathers and decides for RemoveOnEmpty. Only the host's root, which
-// could leave it, may name its own cgroup: a login service marks the one that
-// it has put itself and the session into.
-func (c *call) planMark(p *place, name string) (*removal, error) {
-	if p.path != c.r().own(p.h) || p.path == "/" {
-		return c.planRemove(p, name)
-	}
-	d, err := c.decide(in(name, p.h), func(who *party) privcheck.Decision { return privcheck.Escape(who.r) })
-	if err != nil {
-		return nil, err
-	}
-	return &removal{at: p, name: name, subject: in(name, p.h), decision: d}, nil
 }
 
 // mark is the one place that sets a RemoveOnEmpty mark.

@@ -98,7 +98,7 @@ func name(t *testing.T) string {
 	t.Helper()
 	n := fmt.Sprintf("cgmtest-m-%d-%d", os.Getpid(), time.Now().UnixNano()%1e9)
 	t.Cleanup(func() {
-		for _, c := range []string{"memory", "freezer", "cpu", "cpuset", "pids", "unified"} {
+		for _, c := range []string{"memory", "freezer", "cpu", "cpuacct", "cpuset", "pids", "blkio", "devices", "unified"} {
 			top := filepath.Join(own(t, c), n)
 			var dirs []string
 			_ = filepath.WalkDir(top, func(p string, d os.DirEntry, err error) error {

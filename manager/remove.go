@@ -27,9 +27,6 @@ func (m *Manager) delete(op string, rq *api.Request, name string, force bool) (e
 		return err
 	}
 	defer c.end(&err)
-	if name == "" {
-		return api.Errorf(api.Invalid, "%s: your own cgroup is not yours to remove", op)
-	}
 	places, err := c.existing(name)
 	if err != nil {
 		return err
@@ -61,21 +58,27 @@ type removal struct {
 
 // planRemove gathers and decides.
 func (c *call) planRemove(p *place, name string) (*removal, error) {
-	subject := in(name, p.h)
-	if p.path == "/" || p.path == c.r().own(p.h) {
-		return nil, api.Errorf(api.Denied, "%s %s: your own cgroup is not yours to remove", c.op, subject)
+	return c.planRemoval(p, name, privcheck.Remove)
+}
+
+func (c *call) planRemoval(p *place, name string, question func(privcheck.Requestor, privcheck.Place, string) privcheck.Decision) (*removal, error) {
+	r := &removal{at: p, name: name, subject: in(name, p.h)}
+	above := func(who *party) privcheck.Place { return privcheck.Place{Own: who.own(p.h)} }
+	if p.path != "/" {
+		var err error
+		if r.above, err = c.open(p.h, parent(p.path)); err != nil {
+			return nil, c.kernel(r.subject, err)
+		}
+		above = r.above.of
 	}
-	above, err := c.open(p.h, parent(p.path))
-	if err != nil {
-		return nil, c.kernel(subject, err)
-	}
-	d, err := c.decide(subject, func(who *party) privcheck.Decision {
-		return privcheck.Remove(who.r, above.of(who), p.path)
+	var err error
+	r.decision, err = c.decide(r.subject, func(who *party) privcheck.Decision {
+		return question(who.r, above(who), p.path)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &removal{at: p, above: above, name: name, subject: subject, decision: d}, nil
+	return r, nil
 }
 
 // remove removes the cgroups with what lies below. That no task is left in any
