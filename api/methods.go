@@ -1,5 +1,7 @@
 package api
 
+import "strings"
+
 // Names on the wire (docs/PROTOCOL.md).
 const (
 	// ObjectPath is the object that serves both interfaces.
@@ -53,11 +55,11 @@ func (m *Method) InSignature() string { return signature(m.In) }
 func (m *Method) OutSignature() string { return signature(m.Out) }
 
 func signature(args []Arg) string {
-	var s string
+	var s strings.Builder
 	for _, a := range args {
-		s += a.Type
+		s.WriteString(a.Type)
 	}
-	return s
+	return s.String()
 }
 
 // Interfaces returns the interfaces that ObjectPath serves, in the order in

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -114,16 +115,16 @@ func TestTotalConnections(t *testing.T) {
 }
 
 func TestRefusedOpener(t *testing.T) {
-	refuse := true
+	var allow atomic.Bool
 	ts := serve(t, &fakeBackend{open: func(api.Cred) error {
-		if refuse {
+		if !allow.Load() {
 			return errors.New("gone")
 		}
 		return nil
 	}}, Limits{})
 	c := ts.dial()
 	c.expectClosed()
-	refuse = false
+	allow.Store(true)
 	ts.serves()
 }
 

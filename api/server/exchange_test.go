@@ -137,8 +137,10 @@ func TestScm(t *testing.T) {
 		{scm("ListChildren", "m", "x"), 1, []string{count(2), count(6), "k1\x00k2\x00"}},
 		{scm("ListChildren", "m", "empty"), 1, []string{count(0)}},
 		{scm("ListChildren", "m", "fail not found"), 1, []string{count(-1)}},
-		{scm("ListKeys", "m", "x"), 1, []string{count(2), count(1024),
-			"tasks\n0\n0\n33188\nx\n1000\n4294967295\n33060\n" + strings.Repeat("\x00", 1024-40)}},
+		{scm("ListKeys", "m", "x"), 1, []string{
+			count(2), count(1024),
+			"tasks\n0\n0\n33188\nx\n1000\n4294967295\n33060\n" + strings.Repeat("\x00", 1024-40),
+		}},
 		{scm("ListKeys", "m", "fail not found"), 1, []string{count(-1)}},
 		{scm("RemoveOnEmpty", "m", "x"), 1, []string{"1"}},
 		{scm("RemoveOnEmpty", "m", "fail denied"), 1, []string{"0"}},
@@ -179,7 +181,7 @@ func TestScm(t *testing.T) {
 // The first credential is whom the proxy acts for, the second is the victim or
 // the new owner.
 func TestScmCredentials(t *testing.T) {
-	b := &fakeBackend{}
+	b := &fakeBackend{pids: []int32{1, int32(os.Getpid())}}
 	ts := serve(t, b, Limits{})
 	c := ts.login()
 	s := newSide(t, unix.SOCK_DGRAM)
@@ -195,7 +197,6 @@ func TestScmCredentials(t *testing.T) {
 	}
 
 	s = newSide(t, unix.SOCK_DGRAM)
-	b.pids = []int32{1, int32(os.Getpid())}
 	s.begin(c, scm("GetTasks", "m", "x"))
 	s.expect("1")
 	s.cred(1, 0, 0)

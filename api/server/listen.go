@@ -217,7 +217,7 @@ func (l *listener) close() error {
 	}
 	l.closed = true
 	err := l.s.watch(l.fd, l, 0, &l.events)
-	return errors.Join(err, l.Listener.Close())
+	return errors.Join(err, l.Close())
 }
 
 // pause stops accepting until resume. Called with mu held.

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"cgmanager/api"
 )
 
@@ -70,7 +72,7 @@ func (p *fakePeer) Accounts() []string {
 
 func (b *fakeBackend) Open(opener api.Cred, pidfd int) (api.Peer, error) {
 	if pidfd >= 0 {
-		defer syscall.Close(pidfd)
+		defer unix.Close(pidfd)
 	}
 	if b.open != nil {
 		if err := b.open(opener); err != nil {

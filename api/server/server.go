@@ -166,8 +166,12 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	s.mu.Unlock()
 	if err == nil {
-		loop := make(chan error, 1)
-		go func() { loop <- s.loop() }()
+		var loopErr error
+		loop := make(chan struct{})
+		go func() {
+			defer close(loop)
+			loopErr = s.loop()
+		}()
 		select {
 		case <-ctx.Done():
 			s.drain()
@@ -176,8 +180,9 @@ func (s *Server) Serve(ctx context.Context) error {
 			case <-time.After(s.limits.Drain):
 			}
 			s.stop()
-			<-loop
-		case err = <-loop:
+			<-loop // ends because its poller is closed: that is no failure
+		case <-loop:
+			err = loopErr
 			s.stop()
 		}
 	} else {

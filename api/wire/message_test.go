@@ -35,11 +35,22 @@ func encode(t testing.TB, order binary.ByteOrder, body ...any) []byte {
 // bodies are of the signatures that the daemon takes.
 func bodies() [][]any {
 	return [][]any{
-		{}, {int32(-1)}, {"memory"}, {"memory", "x"}, {"memory", "x", int32(5)}, {"memory", int32(5)},
-		{"memory", "ü", "tasks", int32(436)}, {"a", "b", "c", "d"}, {"a", "b", int32(1), int32(2)},
-		{"x", uint32(1), uint32(2)}, {"x", []string{"a", "bc", ""}}, {"x", map[string]string{"k": "v"}},
-		{"x", []string{}, map[string]string{}}, {"x", []string{"memory"}, map[string]string{"memory.limit": "1G", "a": ""}},
-		{"i", "p", dbus.MakeVariant(int32(11))}, {"i", "p", dbus.MakeVariant(map[string][]dbus.Variant{"k": {dbus.MakeVariant("deep")}})},
+		{},
+		{int32(-1)},
+		{"memory"},
+		{"memory", "x"},
+		{"memory", "x", int32(5)},
+		{"memory", int32(5)},
+		{"memory", "ü", "tasks", int32(436)},
+		{"a", "b", "c", "d"},
+		{"a", "b", int32(1), int32(2)},
+		{"x", uint32(1), uint32(2)},
+		{"x", []string{"a", "bc", ""}},
+		{"x", map[string]string{"k": "v"}},
+		{"x", []string{}, map[string]string{}},
+		{"x", []string{"memory"}, map[string]string{"memory.limit": "1G", "a": ""}},
+		{"i", "p", dbus.MakeVariant(int32(11))},
+		{"i", "p", dbus.MakeVariant(map[string][]dbus.Variant{"k": {dbus.MakeVariant("deep")}})},
 	}
 }
 
