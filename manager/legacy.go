@@ -76,9 +76,9 @@ func (c *call) path0(h *cgfs.Hierarchy, arg string, s slashes) (string, error) {
 }
 
 // root0 is what "/" means in h: to a requestor in a container its own cgroup,
-// behind a proxy the proxy's, and to others the hierarchy's root.
+// behind a proxy in a container the proxy's, and to others the hierarchy's root.
 func (c *call) root0(h *cgfs.Hierarchy) string {
-	if outermost := &c.parties[len(c.parties)-1]; c.scm || outermost.r.Outside() {
+	if outermost := &c.parties[len(c.parties)-1]; outermost.r.Outside() {
 		return outermost.own(h)
 	}
 	return "/"
@@ -362,18 +362,23 @@ func (m *Manager) GetPidCgroup0(rq *api.Request, controller string, v api.Victim
 }
 
 // GetPidCgroupAbs0 implements api.CGManager0: the answer starts with "/", as
-// root0 has it.
+// root0 has it, but through a proxy that is always the proxy's own cgroup: what
+// MovePidAbs counts from.
 func (m *Manager) GetPidCgroupAbs0(rq *api.Request, controller string, v api.Victim) (_ string, err error) {
 	c, t, err := m.victim0("GetPidCgroupAbs", rq, v)
 	if err != nil {
 		return "", err
 	}
 	defer c.end(&err)
-	h, path, err := c.pidCgroup(controller, t, func(_ *party, h *cgfs.Hierarchy) string { return c.root0(h) })
+	from := c.root0
+	if c.scm {
+		from = c.parties[len(c.parties)-1].own
+	}
+	h, path, err := c.pidCgroup(controller, t, func(_ *party, h *cgfs.Hierarchy) string { return from(h) })
 	if err != nil {
 		return "", err
 	}
-	return "/" + strings.TrimPrefix(strings.TrimPrefix(path, c.root0(h)), "/"), nil
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(path, from(h)), "/"), nil
 }
 
 func (c *call) pidCgroup(controller string, v *victim, from func(*party, *cgfs.Hierarchy) string) (*cgfs.Hierarchy, string, error) {

@@ -205,6 +205,10 @@ func Chmod(r Requestor, p Place, obj Object, mode uint32) Decision {
 // SetValue answers clause 6: may r write value to the kernel's file called
 // name, which is file, in the cgroup p?
 func SetValue(r Requestor, p Place, name, value string, file Object) Decision {
+	// What may be written where one cannot get to is not worth a word.
+	if d := reach(r, p, file); !d.allowed {
+		return d.in("6")
+	}
 	switch ClassOf(name) {
 	case Delegable:
 		if name == rtPeriod && !modestPeriod(value) && !r.HostRoot() {
@@ -237,9 +241,12 @@ func modestPeriod(value string) bool {
 	return err == nil && value[0] != '0' && us >= minRTPeriod && us <= maxRTPeriod
 }
 
-// Remove answers clause 7 for Remove, Delete, RemoveOnEmpty and Prune: parent
-// is the directory above the cgroup that goes, which is called target.
+// Remove answers clause 7 for Remove, Delete and Prune: parent is the directory
+// above the cgroup that goes, which is called target.
 func Remove(r Requestor, parent Place, target string) Decision {
+	if target == parent.Own {
+		return deny("7 own", "your own cgroup is not yours to remove")
+	}
 	if above, ok := parentOf(target); !ok || above != parent.Target {
 		return deny("7 unknown", "where the cgroup lies is not known")
 	}
@@ -250,6 +257,16 @@ func Remove(r Requestor, parent Place, target string) Decision {
 		return deny("7 sticky", "the directory above it is sticky and not yours")
 	}
 	return d.in("7")
+}
+
+// RemoveOnEmpty answers clause 7 for RemoveOnEmpty: as Remove, but the host's
+// root, which could leave it, may name its own cgroup. A login service so marks
+// the one that it has put itself and the session into.
+func RemoveOnEmpty(r Requestor, parent Place, target string) Decision {
+	if target == parent.Own && target != "/" && r.HostRoot() {
+		return allow("7 host root")
+	}
+	return Remove(r, parent, target)
 }
 
 // Kill answers clause 7 for Kill: may r kill tasks, which are all those in the

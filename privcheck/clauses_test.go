@@ -283,7 +283,9 @@ func TestSetValue(t *testing.T) {
 		{"not root's of another cgroup namespace", SetValue(otherCgroupNS, below, "memory.oom_control", "1", root), "no 6 host root"},
 		{"release_agent of a hierarchy", SetValue(hostRoot, top, "release_agent", "/x", root), "6/1 root"},
 		{"release_agent elsewhere", SetValue(hostRoot, below, "release_agent", "/x", root), "no 6 key"},
-		{"release_agent for others", SetValue(privRoot, top, "release_agent", "/x", root), "no 6 host root"},
+		{"release_agent for others", SetValue(noCap, top, "release_agent", "/x", root), "no 6 host root"},
+		{"release_agent from outside", SetValue(privRoot, top, "release_agent", "/x", root), "no 6/1 outside root"},
+		{"elsewhere, whatever the key", SetValue(owner, at("/a", "/b", d(1000, 1000, 0o755)), "tasks", "0", mine), "no 6/1 subtree"},
 
 		{"shortest period", rt(owner, "10000\n"), "6/1 owner"},
 		{"too short a period", rt(owner, "9999"), "no 6 period"},
@@ -297,17 +299,30 @@ func TestSetValue(t *testing.T) {
 	})
 }
 
+func TestRemoveOnEmpty(t *testing.T) {
+	session := Place{Own: "/a/b", Target: "/a"} // what a session's process sees above its own cgroup
+	check(t, []row{
+		{"a child, as Remove", RemoveOnEmpty(owner, own(1000), "/a/b"), "7/1 owner"},
+		{"another's child, as Remove", RemoveOnEmpty(owner, own(0), "/a/b"), "no 7/1 others"},
+		{"oneself", RemoveOnEmpty(owner, session, "/a/b"), "no 7 own"},
+		{"oneself as root of a container", RemoveOnEmpty(privRoot, session, "/a/b"), "no 7 own"},
+		{"oneself as the host's root", RemoveOnEmpty(hostRoot, session, "/a/b"), "7 host root"},
+		{"beside oneself as the host's root", RemoveOnEmpty(hostRoot, session, "/a/c"), "no 7/1 subtree"},
+		{"a hierarchy's root", RemoveOnEmpty(hostRoot, at("/", "/", d(0, 0, 0o555)), "/"), "no 7 own"},
+	})
+}
+
 func TestRemove(t *testing.T) {
 	sticky := func(uid uint32) Place { return at("/a", "/a", d(uid, uid, 0o1777)) }
 	check(t, []row{
 		{"a child", Remove(owner, own(1000), "/a/b"), "7/1 owner"},
 		{"what another left there", Remove(ctRoot, own(100000), "/a/b"), "7/1 root"},
 		{"from another's directory", Remove(owner, own(0), "/a/b"), "no 7/1 others"},
-		{"oneself", Remove(owner, at("/a/b", "/a", d(1000, 1000, 0o777)), "/a/b"), "no 7/1 subtree"},
-		{"a root", Remove(hostRoot, at("/", "/", d(0, 0, 0o755)), "/"), "no 7 unknown"},
+		{"oneself", Remove(owner, at("/a/b", "/a", d(1000, 1000, 0o777)), "/a/b"), "no 7 own"},
+		{"a root", Remove(hostRoot, at("/", "/", d(0, 0, 0o755)), "/"), "no 7 own"},
 		{"a cgroup of another parent", Remove(owner, own(1000), "/b/c"), "no 7 unknown"},
 		{"a grandchild", Remove(owner, own(1000), "/a/b/c"), "no 7 unknown"},
-		{"the parent itself", Remove(owner, own(1000), "/a"), "no 7 unknown"},
+		{"the parent itself", Remove(owner, own(1000), "/a"), "no 7 own"},
 		{"below the root", Remove(hostRoot, at("/", "/", d(0, 0, 0o555)), "/a"), "7/1 root"},
 		{"from a directory that all may write", Remove(other, at("/a", "/a", d(0, 0, 0o777)), "/a/b"), "7/1 others"},
 		{"upwards by name", Remove(owner, own(1000), "/a/.."), "no 7 unknown"},

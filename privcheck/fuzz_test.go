@@ -105,6 +105,9 @@ var overCgroup = []named{
 	{"Remove", func(w *world) Decision {
 		return Remove(w.r, w.p, strings.TrimSuffix(w.p.Target, "/")+"/gone")
 	}},
+	{"RemoveOnEmpty", func(w *world) Decision {
+		return RemoveOnEmpty(w.r, w.p, strings.TrimSuffix(w.p.Target, "/")+"/gone")
+	}},
 	{"Kill", func(w *world) Decision { return Kill(w.r, w.p, nil) }},
 	{"Move", func(w *world) Decision { return Move(w.r, w.t, w.p, w.obj, w.up, w.obj) }},
 }
@@ -153,7 +156,7 @@ func FuzzOverCgroup(f *testing.F) {
 				t.Errorf("%s: allowed with %d directories for %d levels", q.name, len(w.p.Way), levels)
 			case w.r.UID == NoID && (q.name != "Kill" || levels > 0):
 				t.Errorf("%s: allowed to nobody", q.name)
-			case q.name != "Kill" && q.name != "Create" && q.name != "Remove" && q.name != "Chown" &&
+			case q.name != "Kill" && q.name != "Create" && !strings.HasPrefix(q.name, "Remove") && q.name != "Chown" &&
 				(w.obj.UID == NoID || q.name != "Chmod" && w.obj.GID == NoID):
 				t.Errorf("%s: allowed over nobody's", q.name)
 			case q.name == "SetValue" && w.p.Own == w.p.Target && w.r.Outside():

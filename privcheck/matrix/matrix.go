@@ -256,7 +256,7 @@ func newMethods() []method {
 	both("GetTasks", "", get(tasks))
 	both("GetTasksRecursive", "", (*question).tasksBelow)
 	both("ListChildren", "", (*question).list)
-	both("RemoveOnEmpty", "", (*question).remove)
+	both("RemoveOnEmpty", "", (*question).removeOnEmpty)
 	both("Prune", "", (*question).remove)
 	both("ListKeys", "", (*question).list)
 	return all
@@ -421,12 +421,16 @@ func (q *question) remove() privcheck.Decision {
 	return privcheck.Remove(q.r, q.place(q.above()), q.target.path())
 }
 
+func (q *question) removeOnEmpty() privcheck.Decision {
+	return privcheck.RemoveOnEmpty(q.r, q.place(q.above()), q.target.path())
+}
+
 func (q *question) deleteForce() privcheck.Decision {
 	ds := []privcheck.Decision{q.remove()}
 	for _, t := range q.allTasks() {
 		ds = append(ds, q.move(t, q.above()))
 	}
-	return privcheck.All(ds...)
+	return privcheck.All(append(ds, q.remove())...)
 }
 
 func (q *question) kill() privcheck.Decision {
