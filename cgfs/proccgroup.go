@@ -36,6 +36,17 @@ func (p ProcCgroup) Path(h *Hierarchy) (string, bool) {
 	return "", false
 }
 
+// AtRoot reports whether it says "/" of some hierarchy of version 1. The kernel
+// says so also of a task that has begun to exit, wherever it was.
+func (p ProcCgroup) AtRoot() bool {
+	for line := range bytes.Lines(p) {
+		if bytes.HasSuffix(line, []byte(":/\n")) && !bytes.HasPrefix(line, []byte("0:")) {
+			return true
+		}
+	}
+	return false
+}
+
 // attached is a hierarchy that exists in the kernel, mounted or not.
 type attached struct {
 	id     string

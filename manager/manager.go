@@ -129,6 +129,8 @@ type party struct {
 	proc    *identity.Process
 	r       privcheck.Requestor
 	cgroups cgfs.ProcCgroup
+	// exiting, once asked: "/" is not where the party is.
+	exiting, asked bool
 }
 
 // own returns the party's own cgroup in h, "" if it is unknown.
@@ -136,6 +138,15 @@ func (p *party) own(h *cgfs.Hierarchy) string {
 	path, ok := p.cgroups.Path(h)
 	if !ok {
 		return ""
+	}
+	// Outside, "/" gives no rights anyway.
+	if path == "/" && h.Version() == cgfs.V1 && !p.r.Outside() {
+		if !p.asked {
+			p.exiting, p.asked = p.proc.LeaderExiting(), true
+		}
+		if p.exiting {
+			return ""
+		}
 	}
 	return path
 }

@@ -131,6 +131,31 @@ func (p *Process) Cgroups(buf []byte) (cgfs.ProcCgroup, error) {
 	return b, nil
 }
 
+// LeaderExiting reports whether the process's first thread has begun to exit,
+// be it that others go on, or that the exit takes its time. The kernel says "/"
+// of its v1 cgroups then, wherever it was (proc_cgroup_show): a "/" counts only
+// if this, asked afterwards, is false.
+func (p *Process) LeaderExiting() bool { return p.exiting(p.pid) }
+
+// exiting reports whether a thread of the process has begun to exit, or
+// whether that cannot be told.
+func (p *Process) exiting(tid int32) bool {
+	b, err := p.read("task/" + strconv.Itoa(int(tid)) + "/stat")
+	if err != nil {
+		return true
+	}
+	// The name of the program, in parentheses, may be anything. The flags are
+	// the seventh field after it (proc_pid_stat(5)).
+	i := bytes.LastIndexByte(b, ')')
+	f := bytes.Fields(b[i+1:])
+	if i < 0 || len(f) < 7 {
+		return true
+	}
+	const pfExiting = 0x4 // linux/sched.h
+	flags, err := strconv.ParseUint(string(f[6]), 10, 64)
+	return err != nil || flags&pfExiting != 0
+}
+
 // maxProcFile bounds what is read of a file of /proc.
 const maxProcFile = 256 << 10
 

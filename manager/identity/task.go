@@ -138,7 +138,10 @@ func (t *Task) ID() int32 {
 const maxThreads = 1 << 15
 
 // Members returns the threads that the task stands for: one, or all of a
-// process. Threads that end meanwhile are left out.
+// process. Threads that have begun to exit are left out: they run no more, the
+// kernel does not move them, and v1 says "/" of them wherever they were. It
+// returns ErrGone if none is left, and an error wrapping EAGAIN if threads come
+// and go faster than they can be looked at.
 func (t *Task) Members() ([]Member, error) {
 	if t.Thread != 0 {
 		m, err := t.member(t.Thread)
@@ -153,30 +156,55 @@ func (t *Task) Members() ([]Member, error) {
 	}
 	if st.Nlink == 3 { // the kernel counts threads into the links: 2 + 1
 		m, err := t.leader()
-		if err != nil {
+		if err == nil {
+			return []Member{m}, nil
+		}
+		// It may be exiting because it has left a thread in its place.
+		if !errors.Is(err, ErrGone) {
 			return nil, err
 		}
-		return []Member{m}, nil
 	}
+	for range maxScans {
+		ms, whole, err := t.scan()
+		switch {
+		case err != nil:
+			return nil, err
+		case !whole:
+			continue
+		case len(ms) == 0:
+			return nil, ErrGone
+		}
+		return ms, nil
+	}
+	return nil, fmt.Errorf("its threads come and go: %w", unix.EAGAIN)
+}
+
+// maxScans bounds how often the threads of a process are looked at, until none
+// of them ends meanwhile.
+const maxScans = 16
+
+// scan looks at the threads once. whole says that it saw every thread that was
+// listed: one that ended meanwhile may have left another in its place, which
+// was not. A leader that exits before its threads is not missed.
+func (t *Task) scan() (ms []Member, whole bool, err error) {
 	tids, err := t.threads()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	ms := make([]Member, 0, len(tids))
+	whole = true
+	ms = make([]Member, 0, len(tids))
 	for _, tid := range tids {
 		m, err := t.member(tid)
-		if errors.Is(err, ErrGone) {
-			continue
+		switch {
+		case err == nil:
+			ms = append(ms, m)
+		case !errors.Is(err, ErrGone):
+			return nil, false, err
+		case tid != t.pid:
+			whole = false
 		}
-		if err != nil {
-			return nil, err
-		}
-		ms = append(ms, m)
 	}
-	if len(ms) == 0 {
-		return nil, ErrGone
-	}
-	return ms, nil
+	return ms, whole, nil
 }
 
 func (t *Task) threads() ([]int32, error) {
@@ -233,9 +261,13 @@ func (t *Task) member(tid int32) (Member, error) {
 	if err != nil {
 		return Member{}, err
 	}
-	cg, err := t.read(dir + "cgroup")
+	b, err = t.read(dir + "cgroup")
 	if err != nil {
 		return Member{}, err
+	}
+	cg := cgfs.ProcCgroup(b)
+	if cg.AtRoot() && t.exiting(tid) {
+		return Member{}, ErrGone
 	}
 	return Member{TID: tid, UIDs: [3]uint32(st.UIDs[:3]), Cgroups: cg}, nil
 }

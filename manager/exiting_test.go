@@ -1,0 +1,95 @@
+package manager_test
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"cgmanager/api"
+	"cgmanager/cgfs/cgtest"
+)
+
+// headless starts a process whose first thread exits, in dir of a v1
+// hierarchy. The kernel says from then on that it is in "/".
+func headless(t *testing.T, dir string) int32 {
+	t.Helper()
+	const program = `import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(300,)).start()
+ctypes.CDLL(None).pthread_exit(None)`
+	pid := cgtest.Child(t, "python3", "-c", program)
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		if strings.Contains(read(t, "/proc/"+strconv.Itoa(pid)+"/status"), "State:\tZ") {
+			return int32(pid)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatal("the first thread does not end")
+	return 0
+}
+
+// A process whose first thread has exited is not in the root of every v1
+// hierarchy, though the kernel says so: it stays confined to where it is, and
+// who moves it does not move it "down" from there.
+func TestKernelFirstThreadExited(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	m := newManager(t)
+	mount := cgtest.Mount(t, "freezer")
+	n := "/" + cgtest.Name(t)
+	const uid = 61000
+	for _, d := range []string{n, n + "/own", n + "/jail"} {
+		if err := os.Mkdir(mount+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range []string{n, n + "/freezer.state", n + "/own", n + "/own/tasks", n + "/own/cgroup.procs"} {
+		if err := os.Chown(mount+f, uid, uid); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	cred := api.Cred{PID: headless(t, mount+n+"/own"), UID: uid, GID: uid}
+	peer, err := m.Open(cred, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(peer.Close)
+	rq := &api.Request{Peer: peer, Opener: cred, Sender: cred}
+	if err := m.SetValue0(rq, "freezer", n, "freezer.state", "FROZEN"); kind(err) != api.Denied {
+		t.Errorf("a value above its own cgroup: %v, want a refusal", err)
+	}
+	if s := read(t, mount+n+"/freezer.state"); s != "THAWED" {
+		t.Errorf("the cgroup above is %s", s)
+	}
+
+	// What is left of such a process is moved and judged like any other.
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(b), ":freezer:/\n") {
+		t.Skip("the test is not in the freezer's root")
+	}
+	me := api.Cred{PID: int32(os.Getpid()), UID: uid, GID: uid}
+	if peer, err = m.Open(me, -1); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(peer.Close)
+	rq = &api.Request{Peer: peer, Opener: me, Sender: me}
+	root := self(t, m)
+	victim := headless(t, mount+n+"/jail")
+	if err := m.MovePid0(root, "freezer", strings.TrimPrefix(n, "/")+"/own", api.Victim{PID: int64(victim)}); err != nil {
+		t.Errorf("the host's root moves it: %v", err)
+	}
+	if got := strings.Fields(read(t, mount+n+"/own/cgroup.procs")); len(got) != 2 {
+		t.Errorf("in the destination are %v, want both processes", got)
+	}
+	if err := m.MovePid0(rq, "freezer", strings.TrimPrefix(n, "/")+"/jail", api.Victim{PID: int64(victim)}); kind(err) != api.Denied {
+		t.Errorf("another's process: %v, want a refusal", err)
+	}
+}

@@ -1,0 +1,95 @@
+package identity_test
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs"
+	"cgmanager/cgfs/cgtest"
+	"cgmanager/manager/identity"
+)
+
+// headless starts a process whose first thread has exited and whose second
+// goes on, in dir of a v1 hierarchy, and returns its pid.
+func headless(t *testing.T, dir string) int32 {
+	t.Helper()
+	const program = `import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(300,)).start()
+ctypes.CDLL(None).pthread_exit(None)`
+	pid := cgtest.Child(t, "python3", "-c", program)
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), "State:\tZ") {
+			return int32(pid)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatal("the first thread does not end")
+	return 0
+}
+
+// The kernel says of a task that has begun to exit that its v1 cgroups are "/",
+// wherever it was. A process lives on behind such a first thread, and whoever
+// believed it would take it for one that nobody ever confined.
+func TestKernelFirstThreadExited(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	set, err := cgfs.Open(cgfs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := set.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	h, _ := set.ByController("freezer")
+	dir := filepath.Join(cgtest.Mount(t, "freezer"), cgtest.Name(t))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	task, err := identity.OpenTask(headless(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer task.Close()
+	cg, err := task.Cgroups(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at, _ := cg.Path(h); at != "/" || !cg.AtRoot() {
+		t.Fatalf("this kernel says %q of its first thread: nothing to test", at)
+	}
+	if !task.Alive() || !task.LeaderExiting() {
+		t.Errorf("alive %v, first thread exiting %v, want true of both", task.Alive(), task.LeaderExiting())
+	}
+	ms, err := task.Members()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at, _ := ms[0].Cgroups.Path(h); len(ms) != 1 || at != "/"+filepath.Base(dir) {
+		t.Errorf("%d members, the first in %q; want the thread that is left, in %q", len(ms), at, "/"+filepath.Base(dir))
+	}
+	me, err := identity.OpenTask(int32(os.Getpid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer me.Close()
+	if me.LeaderExiting() {
+		t.Error("the test itself is said to exit")
+	}
+	if err := unix.Kill(int(task.PID()), unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+}
