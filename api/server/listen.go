@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,13 +24,18 @@ var ErrInUse = errors.New("another daemon answers there")
 // Listen makes a listening socket at path that everybody may connect to: the
 // kernel's credentials decide who may do what. A socket that nobody listens on
 // any more is replaced; where somebody does, Listen returns an error wrapping
-// ErrInUse. Two callers at the same moment are for the caller to exclude.
+// ErrInUse. Of several callers at the same moment one has the socket.
 func Listen(path string) (_ *Listener, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("listen on %s: %w", path, err)
 		}
 	}()
+	unlock, err := lockPath(path)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	at := path
 	stale, err := isStale(path)
 	if err != nil {
@@ -78,6 +84,40 @@ func Listen(path string) (_ *Listener, err error) {
 	return l, nil
 }
 
+// lockPath keeps others from looking at the socket at path, or replacing it,
+// until unlock: between bind and listen it looks as if nobody cared for it. The
+// lock is a file beside it that is there for that long only, because others see
+// the directory; they cannot take it, because root alone can open it.
+func lockPath(path string) (unlock func(), err error) {
+	name := path + ".lock"
+	for range 200 {
+		fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, os.NewSyscallError("open the lock", err)
+		}
+		err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		var ours, there unix.Stat_t
+		if err == nil {
+			err = unix.Fstat(fd, &ours)
+		}
+		if err == nil {
+			err = unix.Lstat(name, &there)
+		}
+		if err == nil && ours.Dev == there.Dev && ours.Ino == there.Ino {
+			return func() {
+				_ = unix.Unlink(name)
+				_ = unix.Close(fd)
+			}, nil
+		}
+		// Somebody has it, or has removed it since it was opened.
+		if cerr := unix.Close(fd); cerr != nil {
+			return nil, cerr
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return nil, ErrInUse
+}
+
 // isStale reports whether there is a socket at path that nobody listens on.
 func isStale(path string) (bool, error) {
 	var st unix.Stat_t
@@ -124,6 +164,14 @@ func (l *Listener) Close() error {
 	// would connect and wait for ever.
 	err := l.control(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) })
 	err = errors.Join(err, l.file.Close())
+	unlock, lerr := lockPath(l.path)
+	if errors.Is(lerr, unix.ENOENT) {
+		return err // the directory is gone, and the socket with it
+	}
+	if lerr != nil {
+		return errors.Join(err, lerr)
+	}
+	defer unlock()
 	var st unix.Stat_t
 	if lerr := unix.Lstat(l.path, &st); lerr == nil && st.Dev == l.stat.Dev && st.Ino == l.stat.Ino {
 		err = errors.Join(err, os.NewSyscallError("unlink", unix.Unlink(l.path)))

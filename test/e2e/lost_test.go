@@ -1,0 +1,755 @@
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/test/harness"
+)
+
+// service is a daemon that the test starts and ends as it likes.
+type service struct {
+	t        *testing.T
+	child    *harness.Child
+	pid      int
+	sock     string
+	log      string
+	finished bool
+}
+
+// startService starts the daemon as a child of p without waiting for it.
+func startService(t *testing.T, p *harness.Proc, dir, sock, state string) *service {
+	t.Helper()
+	return holdService(t, p, dir, sock, state).release()
+}
+
+// release lets it start.
+func (s *service) release() *service {
+	s.t.Helper()
+	if _, err := s.child.In.Write([]byte("\n")); err != nil {
+		s.t.Fatal(err)
+	}
+	return s
+}
+
+// holdService is startService for a daemon that waits for release.
+func holdService(t *testing.T, p *harness.Proc, dir, sock, state string) *service {
+	t.Helper()
+	s := &service{t: t, sock: sock, log: filepath.Join(dir, "log")}
+	s.child = p.Launch(nil, "/bin/bash", "-c", `read -r; exec "$@" 2>>"$0"`, s.log,
+		harness.Binary(t, "cgmanager"), "--log-level=debug", "--listen=unix:path="+sock, "--state-dir="+state)
+	s.pid = s.child.PID
+	t.Cleanup(func() {
+		if !s.finished {
+			_ = s.child.Kill()
+			s.wait(time.Second)
+		}
+		if t.Failed() {
+			b, _ := os.ReadFile(s.log)
+			t.Logf("%s:\n%s", s.log, b)
+		}
+	})
+	return s
+}
+
+// wait waits until it ends, or kills it, and returns the exit code, or -1.
+func (s *service) wait(timeout time.Duration) int {
+	s.t.Helper()
+	ws, err := s.child.End(timeout)
+	if err != nil {
+		s.t.Fatalf("wait for the daemon: %v", err)
+	}
+	s.finished = true
+	return ws.ExitStatus()
+}
+
+// serve waits until the daemon answers.
+func (s *service) serve() *service {
+	s.t.Helper()
+	var err error
+	for range 1000 {
+		if err = pinged(s.sock); err == nil {
+			return s
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	s.t.Fatalf("the daemon does not answer: %v", err)
+	return nil
+}
+
+// kill9 is what no daemon can prepare for.
+func (s *service) kill9() {
+	s.t.Helper()
+	if err := s.child.Kill(); err != nil {
+		s.t.Fatal(err)
+	}
+	if code := s.wait(5 * time.Second); code != -1 {
+		s.t.Fatalf("the daemon ended with %d, was not killed", code)
+	}
+}
+
+// terminate ends it in order, which takes a second at most.
+func (s *service) terminate() {
+	s.t.Helper()
+	start := time.Now()
+	if err := unix.Kill(s.pid, unix.SIGTERM); err != nil {
+		s.t.Fatal(err)
+	}
+	code := s.wait(5 * time.Second)
+	if took := time.Since(start); code != 0 || took > time.Second {
+		s.t.Errorf("the daemon ended with %d after %v, want 0 within a second", code, took)
+	}
+}
+
+// pinged logs in and asks for an answer, with the rights of the test.
+func pinged(sock string) error {
+	fd, err := dialRaw(sock)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	m := &dbus.Message{Type: dbus.TypeMethodCall, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldPath:   dbus.MakeVariant(dbus.ObjectPath("/")),
+		dbus.FieldMember: dbus.MakeVariant("Ping"),
+	}}
+	b := bytes.NewBufferString(login)
+	if err := m.EncodeTo(b, binary.LittleEndian); err != nil {
+		return err
+	}
+	b.Bytes()[len(login)+8] = 1 // the serial
+	if _, err := unix.Write(fd, b.Bytes()); err != nil {
+		return err
+	}
+	var got []byte
+	buf := make([]byte, 4096)
+	for !bytes.Contains(got, []byte("AGREE_UNIX_FD\r\nl")) {
+		n, err := unix.Read(fd, buf)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return fmt.Errorf("closed after %q", got)
+		}
+		got = append(got, buf[:n]...)
+	}
+	return nil
+}
+
+// burstArgs are for burst: so many connections, each of which writes the login
+// and its own message stream at once and reads nothing.
+type burstArgs struct {
+	Sock    string
+	Streams [][]byte
+}
+
+var burst = harness.Inside("burst", func(a burstArgs) ([]int, error) {
+	var fds []int
+	for _, s := range a.Streams {
+		fd, err := dialRaw(a.Sock)
+		if err != nil {
+			return nil, err
+		}
+		fds = append(fds, fd)
+		if n, err := unix.Write(fd, append([]byte(login), s...)); err != nil || n < len(s) {
+			return nil, fmt.Errorf("write: %d, %w", n, err)
+		}
+	}
+	return fds, nil
+})
+
+// gather reads each connection to its end and returns what came.
+var gather = harness.Inside("gather", func(fds []int) ([][]byte, error) {
+	var all [][]byte
+	buf := make([]byte, 64<<10)
+	for _, fd := range fds {
+		var got []byte
+		for {
+			n, err := unix.Read(fd, buf)
+			if errors.Is(err, unix.ECONNRESET) || err == nil && n == 0 {
+				break
+			}
+			if err != nil {
+				return nil, err
+			}
+			got = append(got, buf[:n]...)
+		}
+		unix.Close(fd)
+		all = append(all, got)
+	}
+	return all, nil
+})
+
+// hammerResult counts what a hammering client saw.
+type hammerResult struct {
+	Answered int
+	End      string
+}
+
+// hammer asks one thing after the other until the daemon ends.
+var hammer = harness.Inside("hammer", func(a burstArgs) (r hammerResult, err error) {
+	fd, err := dialRaw(a.Sock)
+	if err != nil {
+		return r, err
+	}
+	defer unix.Close(fd)
+	data := append([]byte(login), a.Streams[0]...)
+	buf := make([]byte, 4096)
+	for {
+		if _, err := unix.Write(fd, data); err != nil {
+			r.End = err.Error()
+			return r, nil
+		}
+		var got []byte
+		for !bytes.HasSuffix(got, a.Streams[1]) {
+			n, err := unix.Read(fd, buf)
+			if err != nil {
+				r.End = err.Error()
+				return r, nil
+			}
+			if n == 0 {
+				r.End = "end of file"
+				return r, nil
+			}
+			got = append(got, buf[:n]...)
+			if n >= len(a.Streams[1]) && r.Answered > 0 {
+				break // serials differ, sizes do not
+			}
+		}
+		r.Answered++
+		data = a.Streams[0]
+	}
+})
+
+// SIGTERM: what was accepted is answered, the socket is removed, and the daemon
+// ends within a second, under load as well.
+func TestKernelNothingLostTermination(t *testing.T) {
+	harness.Require(t, "root", "v1", "v2")
+	const conns, creates = 24, 12
+	for round := range harness.Rounds(20) / 4 {
+		t.Run(fmt.Sprint("round ", round), func(t *testing.T) {
+			w := &world{T: t, Tree: harness.NewTree(t)}
+			dir := harness.PublicDir(t)
+			p := harness.Start(t, harness.Spec{})
+			d := startService(t, p, dir, dir+"/sock", dir+"/state").serve()
+			w.Make("box", 0, 0)
+			c := w.host(0, "box")
+
+			// An exchange that has begun.
+			sc := c.MustDial(d.sock)
+			x, err := sc.OpenScm("CreateScm", "pids", "scm")
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Some who ask for nothing, and half a message.
+			idle := make([][]byte, 20)
+			idle[0] = call(t, 1, harness.V0, "Ping", int32(0))[:20]
+			var idleFDs []int
+			if err := c.Run(burst, burstArgs{d.sock, idle}, &idleFDs); err != nil {
+				t.Fatal(err)
+			}
+			// Some who never stop.
+			hammered := make(chan hammerResult, 2)
+			for range cap(hammered) {
+				h := w.host(0, "box")
+				go func() {
+					var r hammerResult
+					ping := call(t, 1, harness.V0, "Ping", int32(0))
+					if err := h.Run(hammer, burstArgs{d.sock, [][]byte{ping, emptyReply(1, 1)}}, &r); err != nil {
+						r.End = err.Error()
+					}
+					hammered <- r
+				}()
+			}
+			var streams [][]byte
+			for i := range conns {
+				var s []byte
+				for j := range uint32(creates) {
+					s = append(s, call(t, 2*j+1, harness.V0, "Create", "pids", fmt.Sprintf("c%d-%d", i, j))...)
+					s = append(s, call(t, 2*j+2, harness.V0, "GetValue", "pids", fmt.Sprintf("c%d-%d", i, j), "pids.max")...)
+				}
+				streams = append(streams, s)
+			}
+			var fds []int
+			if err := c.Run(burst, burstArgs{d.sock, streams}, &fds); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			if err := unix.Kill(d.pid, unix.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			if err := x.Kick(c.Cred); err != nil {
+				t.Errorf("the exchange: %v", err)
+			} else if got, err := x.Finish("CreateScm"); err != nil || got != "1" {
+				t.Errorf("the exchange: %v, %v", got, err)
+			}
+			var got [][]byte
+			if err := c.Run(gather, fds, &got); err != nil {
+				t.Fatal(err)
+			}
+			code := d.wait(5 * time.Second)
+			if took := time.Since(start); code != 0 || took > time.Second {
+				t.Errorf("the daemon ended with %d after %v", code, took)
+			} else {
+				t.Logf("the daemon ended after %v", took)
+			}
+			pids := harness.Find(t, "pids")
+			for i, b := range got {
+				if n := bytes.Count(b, []byte("l\x02\x01\x01")); n != 2*creates {
+					t.Errorf("connection %d: %d answers to %d requests", i, n, 2*creates)
+				}
+				for j := range creates {
+					if name := fmt.Sprintf("box/c%d-%d", i, j); !w.Exists(pids, name) {
+						t.Errorf("%s was not created", name)
+					}
+				}
+			}
+			for range cap(hammered) {
+				if r := <-hammered; r.Answered == 0 || strings.Contains(r.End, "timed out") || strings.Contains(r.End, "temporarily") {
+					t.Errorf("a client that never stops: %+v", r)
+				}
+			}
+			if err := c.Run(gather, idleFDs, nil); err != nil {
+				t.Errorf("idle connections: %v", err)
+			}
+			if left, err := os.ReadDir(dir); err != nil {
+				t.Error(err)
+			} else {
+				for _, e := range left {
+					if e.Name() != "log" && e.Name() != "state" {
+						t.Errorf("%s is left behind", e.Name())
+					}
+				}
+			}
+		})
+	}
+}
+
+// kill -9 and a new start: every cgroup, limit and mark is still there.
+func TestKernelNothingLostKill(t *testing.T) {
+	harness.Require(t, "root", "v1", "v2")
+	w := &world{T: t, Tree: harness.NewTree(t)}
+	dir := harness.PublicDir(t)
+	p := harness.Start(t, harness.Spec{})
+	start := func() *service {
+		return startService(t, p, dir, dir+"/sock", dir+"/state").serve()
+	}
+	d := start()
+	w.Make("box", 0, 0)
+	c := w.host(0, "box")
+	conn := c.MustDial(d.sock)
+	a := asker{t, conn}
+	values := map[string]string{"memory.limit": "67108864", "pids.limit": "33", "cpu_share_percent": "50", "blkio_weight": "300"}
+	keys := []string{"memory.limit", "pids.limit", "cpu_share_percent"}
+	if _, err := conn.V1("Create", "keep", []string{}, values); err != nil {
+		delete(values, "blkio_weight") // not every kernel has it
+		a.v1("Create", "keep", []string{}, values)
+	}
+	a.v0("Create", "name=systemd", "keep")
+	a.v0("SetValue", "devices", "keep", "devices.deny", "a")
+	a.v0("SetValue", "devices", "keep", "devices.allow", "c 1:3 rwm")
+	a.v0("Chown", "all", "keep", int32(1000), int32(1000))
+	a.v0("SetValue", "freezer", "keep", "freezer.state", "FROZEN")
+	tasks := map[string]*harness.Child{}
+	for _, name := range []string{"stays", "ends", "empty"} {
+		a.v0("Create", "all", name)
+		if name != "empty" {
+			tasks[name] = c.Launch(nil, "/bin/sleep", "300")
+			a.v0("MovePid", "all", name, int32(tasks[name].PID))
+		}
+		a.v0("RemoveOnEmpty", "all", name)
+	}
+	end := func(name string) {
+		t.Helper()
+		if err := tasks[name].Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tasks[name].End(time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	limits := a.v1("GetValue", "keep", keys)
+	before := w.Snapshot()
+	conn.Close()
+	d.kill9()
+	if diff := before.Diff(w.Snapshot()); len(diff) > 0 {
+		t.Errorf("changed by the end of the daemon:\n  %s", strings.Join(diff, "\n  "))
+	}
+	if _, err := os.Stat(d.sock); err != nil {
+		t.Fatalf("nothing can be removed by a daemon that was killed: %v", err)
+	}
+	d = start()
+	if diff := before.Diff(w.Snapshot()); len(diff) > 0 {
+		t.Errorf("changed by the new daemon:\n  %s", strings.Join(diff, "\n  "))
+	}
+	// Again, and a task ends while there is no daemon.
+	d.kill9()
+	end("ends")
+	d = start()
+	conn = c.MustDial(d.sock)
+	a = asker{t, conn}
+	want(t, "the limits", a.v1("GetValue", "keep", keys), limits)
+	everyMark := func(what string, there map[string]bool) {
+		t.Helper()
+		for name, there := range there {
+			for _, h := range harness.Hierarchies() {
+				if there {
+					if !w.Exists(h, "box/"+name) {
+						t.Errorf("%s: %s is gone from %s", what, name, h.Name)
+					}
+				} else {
+					eventually(t, what+": "+name+" goes from "+h.Name, func() bool { return !w.Exists(h, "box/"+name) })
+				}
+			}
+		}
+	}
+	everyMark("after the new start", map[string]bool{"ends": false, "stays": true, "empty": true, "keep": true})
+	end("stays")
+	everyMark("after the task ended", map[string]bool{"stays": false, "empty": true, "keep": true})
+	tasks["late"] = c.Launch(nil, "/bin/sleep", "300")
+	a.v0("MovePid", "all", "empty", int32(tasks["late"].PID))
+	everyMark("filled at last", map[string]bool{"empty": true})
+	end("late")
+	everyMark("and empty again", map[string]bool{"empty": false, "keep": true})
+	a.v0("SetValue", "freezer", "keep", "freezer.state", "THAWED")
+	a.v0("Remove", "all", "keep", int32(1))
+	conn.Close()
+	d.terminate()
+}
+
+// Two daemons never serve at once.
+func TestKernelNothingLostSecondDaemon(t *testing.T) {
+	harness.Require(t, "root", "v1")
+	dir := harness.PublicDir(t)
+	p := harness.Start(t, harness.Spec{})
+	d := startService(t, p, dir, dir+"/sock", dir+"/state").serve()
+	inode := func() uint64 {
+		var st unix.Stat_t
+		if err := unix.Lstat(dir+"/sock", &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Ino
+	}
+	before := inode()
+	for what, second := range map[string]*service{
+		"the same state":  startService(t, p, dir, dir+"/sock2", dir+"/state"),
+		"the same socket": startService(t, p, dir, dir+"/sock", dir+"/state2"),
+		"all the same":    startService(t, p, dir, dir+"/sock", dir+"/state"),
+	} {
+		if code := second.wait(5 * time.Second); code != 1 {
+			t.Errorf("%s: a second daemon ended with %d", what, code)
+		}
+	}
+	if err := pinged(dir + "/sock"); err != nil || inode() != before {
+		t.Errorf("the first daemon's socket: %v", err)
+	}
+	if _, err := os.Stat(dir + "/sock2"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the second one's socket: %v", err)
+	}
+	log, err := os.ReadFile(d.log)
+	if err != nil || !strings.Contains(string(log), "another cgmanager is running") || !strings.Contains(string(log), "another daemon answers there") {
+		t.Errorf("what they said: %v\n%s", err, log)
+	}
+	// A daemon that is stopped is still the daemon.
+	if err := unix.Kill(d.pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if code := startService(t, p, dir, dir+"/sock", dir+"/state").wait(5 * time.Second); code != 1 {
+		t.Errorf("beside a stopped one: a second daemon ended with %d", code)
+	}
+	if err := unix.Kill(d.pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	d.serve().terminate()
+}
+
+// Started at the same moment, one serves and the others end.
+func TestKernelNothingLostSameMoment(t *testing.T) {
+	harness.Require(t, "root", "v1")
+	p := harness.Start(t, harness.Spec{})
+	for name, start := range map[string]func(t *testing.T, dir string, i int) *service{
+		"the same state and socket": func(t *testing.T, dir string, _ int) *service {
+			return holdService(t, p, dir, dir+"/sock", dir+"/state")
+		},
+		"the same socket": func(t *testing.T, dir string, i int) *service {
+			return holdService(t, p, dir, dir+"/sock", dir+"/state"+strconv.Itoa(i))
+		},
+	} {
+		for _, stale := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, stale %v", name, stale), func(t *testing.T) {
+				for round := range harness.Rounds(20) {
+					dir := harness.PublicDir(t)
+					if stale {
+						fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+						if err != nil {
+							t.Fatal(err)
+						}
+						if err := errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: dir + "/sock"}), unix.Close(fd)); err != nil {
+							t.Fatal(err)
+						}
+					}
+					all := make([]*service, 3)
+					for i := range all {
+						all[i] = start(t, dir, i)
+					}
+					for _, s := range all {
+						s.release()
+					}
+					// Whoever answers is the one; the others end by themselves.
+					all[0].serve()
+					fd, err := dialRaw(dir + "/sock")
+					if err != nil {
+						t.Fatal(err)
+					}
+					cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+					unix.Close(fd)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, s := range all {
+						if s.pid == int(cred.Pid) {
+							continue
+						}
+						if code := s.wait(3 * time.Second); code != 1 {
+							t.Errorf("round %d: another daemon ended with %d", round, code)
+						}
+					}
+					if err := pinged(dir + "/sock"); err != nil {
+						t.Errorf("round %d: the one that serves: %v", round, err)
+					}
+					for _, s := range all {
+						if s.pid == int(cred.Pid) {
+							s.terminate()
+						}
+					}
+					if _, err := os.Lstat(dir + "/sock"); !errors.Is(err, fs.ErrNotExist) {
+						t.Errorf("round %d: the socket is left: %v", round, err)
+					}
+					if t.Failed() {
+						return
+					}
+				}
+			})
+		}
+	}
+}
+
+// hostMounts makes what a host of v1 and hybrid hierarchies has: a tmpfs with
+// the hierarchies in it at /sys/fs/cgroup, and /run.
+const hostMounts = `set -e
+umask 077
+aside=$1; shift
+mount --make-rprivate /
+mount -t tmpfs aside "$aside"
+i=0
+for m in "$@"; do
+	mkdir "$aside/$i"; mount --bind "$m" "$aside/$i"; i=$((i+1))
+done
+mount -t tmpfs cgroup /sys/fs/cgroup
+chmod 755 /sys/fs/cgroup
+i=0
+for m in "$@"; do
+	mkdir -p -m 755 "/sys/fs/cgroup/${m##*/}"; mount --bind "$aside/$i" "/sys/fs/cgroup/${m##*/}"; i=$((i+1))
+done
+mount -t tmpfs run /run
+chmod 755 /run
+echo ready
+exec sleep 300`
+
+// The daemon on its real sockets, in a mount namespace of its own.
+func TestKernelNothingLostDefaults(t *testing.T) {
+	harness.Require(t, "root", "v1", "v2", "unshare", "nsenter", "mount")
+	p := harness.Start(t, harness.Spec{})
+	dir := harness.PublicDir(t)
+	if err := os.Mkdir(dir+"/aside", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	argv := []string{"/usr/bin/unshare", "-m", "/bin/bash", "-c", hostMounts, "bash", dir + "/aside"}
+	for _, h := range harness.Hierarchies() {
+		argv = append(argv, h.Mount)
+	}
+	host := p.Launch(nil, argv...)
+	t.Cleanup(func() {
+		if err := host.Kill(); err != nil {
+			t.Error(err)
+		}
+		if _, err := host.End(time.Second); err != nil {
+			t.Error(err)
+		}
+	})
+	ready := make([]byte, 6)
+	if n, err := host.Out.Read(ready); err != nil || string(ready[:n]) != "ready\n" {
+		t.Fatalf("the mount namespace: %q, %v", ready[:n], err)
+	}
+	root := fmt.Sprintf("/proc/%d/root", host.PID)
+	sockets := []string{root + "/run/cgmanager/sock", root + "/sys/fs/cgroup/cgmanager/sock", root + "/sys/fs/cgroup/manager"}
+	in := func(argv ...string) []string {
+		return append([]string{"/usr/bin/nsenter", "-m", "-t", strconv.Itoa(host.PID), "--"}, argv...)
+	}
+	bin := harness.Binary(t, "cgmanager")
+
+	// served checks everything that a daemon on the usual sockets shows.
+	served := func() (pid int) {
+		t.Helper()
+		for _, s := range sockets {
+			eventually(t, s, func() bool { return pinged(s) == nil })
+			fd, err := dialRaw(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+			unix.Close(fd)
+			if err != nil || pid != 0 && pid != int(cred.Pid) {
+				t.Fatalf("%s: %v, %v", s, cred, err)
+			}
+			pid = int(cred.Pid)
+		}
+		for path, mode := range map[string]uint32{
+			sockets[0]: unix.S_IFSOCK | 0o777, sockets[1]: unix.S_IFSOCK | 0o777, sockets[2]: unix.S_IFSOCK | 0o777,
+			root + "/run/cgmanager":           unix.S_IFDIR | 0o755,
+			root + "/sys/fs/cgroup/cgmanager": unix.S_IFDIR | 0o755,
+			root + "/run/cgmanager.private":   unix.S_IFDIR | 0o700,
+		} {
+			var st unix.Stat_t
+			if err := unix.Lstat(path, &st); err != nil || st.Mode != mode || st.Uid != 0 || st.Gid != 0 {
+				t.Errorf("%s is %o of %d:%d (%v), want %o of root", path, st.Mode, st.Uid, st.Gid, err, mode)
+			}
+		}
+		for _, d := range []string{"/run/cgmanager", "/sys/fs/cgroup/cgmanager"} {
+			entries, err := os.ReadDir(root + d)
+			if err != nil || len(entries) != 1 || entries[0].Name() != "sock" {
+				t.Errorf("%s holds %v (%v)", d, entries, err)
+			}
+		}
+		return pid
+	}
+	removed := func() {
+		t.Helper()
+		for _, s := range sockets {
+			if _, err := os.Lstat(s); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s is left: %v", s, err)
+			}
+		}
+	}
+
+	t.Run("in the foreground, with the original's flags", func(t *testing.T) {
+		s := p.Launch(nil, in(bin, "--max-depth=16", "--skip", "nosuch", "--allow-autoremove-premounted", "--autoremove-premounted-set-release-agent")...)
+		if pid := served(); pid != s.PID {
+			t.Errorf("served by %d, not %d", pid, s.PID)
+		}
+		// A client without an address finds it.
+		out, code := p.Exec(nil, in(harness.Binary(t, "cgm"), "apiversion")...)
+		if code != 0 || out != "10\n" {
+			t.Errorf("cgm: %d, %q", code, out)
+		}
+		// So does a second daemon.
+		if out, code := p.Exec(nil, in(bin)...); code != 1 || !strings.Contains(out, "another cgmanager") {
+			t.Errorf("a second daemon: %d, %q", code, out)
+		}
+		served()
+		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if ws, err := s.End(time.Second); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
+			t.Errorf("ended with %v, %v", ws, err)
+		}
+		removed()
+	})
+	t.Run("--daemon", func(t *testing.T) {
+		// Its log goes where standard error goes, also from the background.
+		background := in("/bin/bash", "-c", `exec "$@" 2>"$0"`, dir+"/log", bin, "--daemon")
+		if out, code := p.Exec(nil, background...); code != 0 {
+			t.Fatalf("%d, %q", code, out)
+		}
+		for _, s := range sockets {
+			if err := pinged(s); err != nil {
+				t.Errorf("%s when the parent has ended: %v", s, err)
+			}
+		}
+		pid := served()
+		if sid, err := unix.Getsid(pid); err != nil || sid != pid {
+			t.Errorf("in session %d, %v", sid, err)
+		}
+		for fd := range 2 {
+			if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err != nil || to != "/dev/null" {
+				t.Errorf("fd %d is %s, %v", fd, to, err)
+			}
+		}
+		// A second one says why, and is not in the background.
+		if out, code := p.Exec(nil, in(bin, "--daemon")...); code != 1 || !strings.Contains(out, "another cgmanager") {
+			t.Errorf("a second daemon: %d, %q", code, out)
+		}
+		pidfd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pidfd)
+		if err := unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0); err != nil {
+			t.Fatal(err)
+		}
+		poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(poll, 1000); n != 1 || err != nil {
+			_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+			t.Errorf("the daemon did not end in a second: %v", err)
+		}
+		removed()
+	})
+	t.Run("--sigstop", func(t *testing.T) {
+		s := p.Launch(nil, in(bin, "--sigstop")...)
+		eventually(t, "the daemon stops itself", func() bool {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.PID))
+			_, after, _ := strings.Cut(string(b), ") ")
+			return err == nil && strings.HasPrefix(after, "T")
+		})
+		// Who waits for that can connect now.
+		for _, path := range sockets {
+			fd, err := dialRaw(path)
+			if err != nil {
+				t.Errorf("%s: %v", path, err)
+				continue
+			}
+			unix.Close(fd)
+		}
+		if err := unix.Kill(s.PID, unix.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		served()
+		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if ws, err := s.End(time.Second); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
+			t.Errorf("ended with %v, %v", ws, err)
+		}
+		removed()
+	})
+	t.Run("after kill -9", func(t *testing.T) {
+		s := p.Launch(nil, in(bin)...)
+		served()
+		if err := s.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.End(time.Second); err != nil {
+			t.Fatal(err)
+		}
+		s = p.Launch(nil, in(bin)...)
+		served()
+		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if ws, err := s.End(time.Second); err != nil || ws.ExitStatus() != 0 {
+			t.Errorf("ended with %v, %v", ws, err)
+		}
+		removed()
+	})
+}
