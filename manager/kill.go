@@ -84,11 +84,15 @@ func (k *killing) run() error {
 	}
 }
 
-// round freezes, decides, kills, and thaws. It reports whether there was
+// round decides, freezes, decides again, kills, and thaws. It reports whether there was
 // anything to kill. Handles on tasks are held one at a time, however many tasks
 // there are: every task is decided upon before the first is killed, and each
 // once more just before it is.
 func (k *killing) round() (bool, error) {
+	// Else whoever may name a cgroup could stop what is in it, again and again.
+	if err := k.allowed(); err != nil {
+		return false, err
+	}
 	thaw := k.freeze()
 	died := false
 	defer func() { thaw(died) }()
@@ -128,6 +132,23 @@ func (k *killing) round() (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// allowed decides on every task while all of them run.
+func (k *killing) allowed() error {
+	pids, err := k.tasks()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := k.with(pid, func(v *victim) error {
+			_, err := k.decideOne(v)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // with calls f with a handle on a task; not if the task has ended, and it may

@@ -1,0 +1,65 @@
+package manager_test
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cgmanager/api"
+	"cgmanager/cgfs/cgtest"
+)
+
+// A refused Kill does not stop what it may not kill, not for a moment: it
+// would be a way to stop anybody's tasks.
+func TestKernelRefusedKillFreezesNothing(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(b), ":freezer:/\n") {
+		t.Skip("the test is not in the freezer's root")
+	}
+	m := newManager(t)
+	n := cgtest.Name(t)
+	dir := filepath.Join(cgtest.Mount(t, "freezer"), n)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	pid := cgtest.Child(t)
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	const uid = 61000
+	cred := api.Cred{PID: int32(os.Getpid()), UID: uid, GID: uid}
+	peer, err := m.Open(cred, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(peer.Close)
+	var done, frozen atomic.Bool
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for !done.Load() {
+			if b, err := os.ReadFile(filepath.Join(dir, "freezer.self_freezing")); err == nil && strings.TrimSpace(string(b)) == "1" {
+				frozen.Store(true)
+			}
+		}
+	}()
+	rq := &api.Request{Peer: peer, Opener: cred, Sender: cred}
+	for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end); {
+		if err := m.Kill(rq, n); kind(err) != api.Denied {
+			t.Fatalf("Kill of another's task: %v, want a refusal", err)
+		}
+	}
+	done.Store(true)
+	<-watched
+	if frozen.Load() {
+		t.Error("the refused Kill froze the task")
+	}
+}
