@@ -108,6 +108,23 @@ func (d *Dir) Attr() (Attr, error) {
 	return a, err
 }
 
+// FileAttr returns the owner and mode of a control file of d without opening
+// it, for facts that nothing is done with but to decide.
+func (d *Dir) FileAttr(name string) (Attr, error) {
+	if err := checkFile(name); err != nil {
+		return Attr{}, err
+	}
+	var st unix.Stat_t
+	err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = unix.ENOENT // a child cgroup is no control file
+	}
+	if err != nil {
+		return Attr{}, &os.PathError{Op: "stat", Path: name, Err: err}
+	}
+	return Attr{UID: st.Uid, GID: st.Gid, Mode: st.Mode, Ino: st.Ino}, nil
+}
+
 // Close lets go of the handle. A second Close does nothing.
 func (d *Dir) Close() error {
 	if d.fd < 0 {

@@ -131,10 +131,20 @@ type party struct {
 	cgroups cgfs.ProcCgroup
 	// exiting, once asked: "/" is not where the party is.
 	exiting, asked bool
+	// ownPath is the answer of own for ownIn, the hierarchy last asked about.
+	ownPath string
+	ownIn   *cgfs.Hierarchy
 }
 
 // own returns the party's own cgroup in h, "" if it is unknown.
 func (p *party) own(h *cgfs.Hierarchy) string {
+	if p.ownIn != h {
+		p.ownPath, p.ownIn = p.findOwn(h), h
+	}
+	return p.ownPath
+}
+
+func (p *party) findOwn(h *cgfs.Hierarchy) string {
 	path, ok := p.cgroups.Path(h)
 	if !ok {
 		return ""
@@ -162,6 +172,7 @@ type call struct {
 	// numbers.
 	scm     bool
 	close   []interface{ Close() }
+	tops    []*cgfs.Dir // see top
 	changes []change
 	buf     [1024]byte
 }
@@ -246,7 +257,10 @@ func (c *call) release() {
 	for _, h := range c.close {
 		h.Close()
 	}
-	c.close = nil
+	for _, d := range c.tops {
+		_ = d.Close()
+	}
+	c.close, c.tops = nil, nil
 }
 
 // addParty gathers the facts about one party. proc is nil for one known only

@@ -21,7 +21,7 @@ import (
 )
 
 // newManager starts a Manager on this machine's hierarchies.
-func newManager(t *testing.T) *manager.Manager {
+func newManager(t testing.TB) *manager.Manager {
 	t.Helper()
 	set, err := cgfs.Open(cgfs.Options{})
 	if err != nil {
@@ -43,7 +43,7 @@ func newManager(t *testing.T) *manager.Manager {
 }
 
 // self is a request by the test itself, whose own cgroup is wherever it runs.
-func self(t *testing.T, m *manager.Manager) *api.Request {
+func self(t testing.TB, m *manager.Manager) *api.Request {
 	t.Helper()
 	cred := api.Cred{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
 	peer, err := m.Open(cred, -1)
@@ -55,7 +55,7 @@ func self(t *testing.T, m *manager.Manager) *api.Request {
 }
 
 // own returns the test's own cgroup of a controller, as a directory.
-func own(t *testing.T, controller string) string {
+func own(t testing.TB, controller string) string {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {

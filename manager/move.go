@@ -283,7 +283,7 @@ func (c *call) verify(v *victim) error {
 	if !v.Unreaped() {
 		return c.kernel(v.subject, identity.ErrGone)
 	}
-	now, err := v.Members()
+	now, err := v.Owners()
 	if errors.Is(err, identity.ErrGone) {
 		return nil // a zombie of the right process: nobody else was moved
 	}
@@ -294,8 +294,8 @@ func (c *call) verify(v *victim) error {
 	for _, m := range v.members {
 		known[m.UIDs] = true
 	}
-	for _, m := range now {
-		if !known[m.UIDs] {
+	for _, uids := range now {
+		if !known[uids] {
 			c.refused(v.subject, privcheck.Decision{}, "victim changed its uid meanwhile")
 			return api.Errorf(api.Denied, "%s %s: the task changed its user while it was moved", c.op, v.subject)
 		}

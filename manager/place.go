@@ -22,6 +22,7 @@ type place struct {
 	// cgroup of every party that could reach path, down to path itself.
 	first string
 	chain []privcheck.Object
+	top   *cgfs.Dir // at first; see call.top
 }
 
 // of returns the place as a party sees it.
@@ -97,6 +98,21 @@ func (c *call) first(h *cgfs.Hierarchy, path string) string {
 	return first
 }
 
+// top opens the directory at path, from where the call looks at what lies
+// below, once per call. The call closes it.
+func (c *call) top(h *cgfs.Hierarchy, path string) (*cgfs.Dir, error) {
+	for _, d := range c.tops {
+		if d.Hierarchy() == h && d.Path() == path {
+			return d, nil
+		}
+	}
+	d, err := h.Open(path)
+	if err == nil {
+		c.tops = append(c.tops, d)
+	}
+	return d, err
+}
+
 // open opens the cgroup path of h. The call closes it.
 func (c *call) open(h *cgfs.Hierarchy, path string) (*place, error) {
 	p, rest, err := c.openDeepest(h, path)
@@ -116,12 +132,12 @@ func (c *call) openDeepest(h *cgfs.Hierarchy, path string) (p *place, missing st
 		return nil, "", unix.ENOENT
 	}
 	first := c.first(h, path)
-	dir, err := h.Open(first)
+	top, err := c.top(h, first)
 	if err != nil {
 		return nil, "", err
 	}
-	p = &place{h: h, path: first, dir: dir, first: first}
-	c.close = append(c.close, closer{p})
+	p = &place{h: h, path: first, dir: top, first: first, top: top}
+	c.close = append(c.close, p)
 	rest := strings.TrimPrefix(path[len(first):], "/")
 	if first == "/" {
 		rest = path[1:]
@@ -143,15 +159,17 @@ func (c *call) openDeepest(h *cgfs.Hierarchy, path string) (p *place, missing st
 		if err != nil {
 			return nil, "", err
 		}
-		_ = p.dir.Close()
+		p.Close()
 		p.dir, p.path, rest = next, join(p.path, name), after
 	}
 }
 
-// closer closes the directory that a place holds in the end.
-type closer struct{ p *place }
-
-func (c closer) Close() { _ = c.p.dir.Close() }
+// Close closes the directory, unless it is the call's.
+func (p *place) Close() {
+	if p.dir != p.top {
+		_ = p.dir.Close()
+	}
+}
 
 // fileCloser closes a file handle with the call.
 type fileCloser struct{ f *cgfs.File }
@@ -175,14 +193,19 @@ func (c *call) file(p *place, name string, what cgfs.For) (*cgfs.File, privcheck
 
 // tasksFile gathers the facts about the file that stands for the right to put
 // tasks into a cgroup.
-func (c *call) tasksFile(p *place) (privcheck.Object, error) {
-	_, o, err := c.file(p, p.h.TasksFile(), cgfs.ForFacts)
-	return o, err
+func (*call) tasksFile(p *place) (privcheck.Object, error) {
+	a, err := p.dir.FileAttr(p.h.TasksFile())
+	return object(a), err
 }
 
 // hierarchies resolves names of controllers, each hierarchy once, in the order
 // of the set.
 func (c *call) hierarchies(names []string) ([]*cgfs.Hierarchy, error) {
+	if len(names) == 1 {
+		if h, ok := c.m.set.ByController(names[0]); ok {
+			return []*cgfs.Hierarchy{h}, nil
+		}
+	}
 	want := make(map[*cgfs.Hierarchy]bool, len(names))
 	for _, n := range names {
 		h, ok := c.m.set.ByController(n)

@@ -130,6 +130,11 @@ func serve(o options, log *logrus.Logger) (err error) {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
 	}
+	// The heap that lives is small, and so is what a request leaves behind: a
+	// collection is cheap, and memory that waits for one is not.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(25)
+	}
 	syscall.Umask(0o022) // modes of cgroups and sockets do not depend on who started us
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)

@@ -150,11 +150,11 @@ func (t *Task) Members() ([]Member, error) {
 		}
 		return []Member{m}, nil
 	}
-	var st unix.Stat_t
-	if err := unix.Fstatat(t.proc, "task", &st, 0); err != nil {
-		return nil, gone(err)
+	single, err := t.single()
+	if err != nil {
+		return nil, err
 	}
-	if st.Nlink == 3 { // the kernel counts threads into the links: 2 + 1
+	if single {
 		m, err := t.leader()
 		if err == nil {
 			return []Member{m}, nil
@@ -236,6 +236,42 @@ func (t *Task) threads() ([]int32, error) {
 			tids = append(tids, int32(tid))
 		}
 	}
+}
+
+// Owners returns the real, effective and saved uid of the threads that Members
+// would return, with the same errors.
+func (t *Task) Owners() ([][3]uint32, error) {
+	if t.Thread == 0 {
+		single, err := t.single()
+		if err != nil {
+			return nil, err
+		}
+		if single {
+			c, err := t.credentials()
+			if err == nil {
+				return [][3]uint32{[3]uint32(c.uids[:3])}, nil
+			}
+			if !errors.Is(err, ErrGone) {
+				return nil, err
+			}
+		}
+	}
+	ms, err := t.Members()
+	uids := make([][3]uint32, 0, len(ms))
+	for _, m := range ms {
+		uids = append(uids, m.UIDs)
+	}
+	return uids, err
+}
+
+// single reports whether the process has one thread: the kernel counts threads
+// into the links of the directory, 2 + 1.
+func (t *Task) single() (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstatat(t.proc, "task", &st, 0); err != nil {
+		return false, gone(err)
+	}
+	return st.Nlink == 3, nil
 }
 
 // leader is the facts about a process of one thread.
