@@ -17,6 +17,12 @@ import (
 // maxValue bounds what is read of a control file, and so every reply.
 const maxValue = 60 << 10
 
+// Bounds of one request. Each write holds a descriptor until the end.
+const (
+	maxKeys   = 256
+	maxWrites = 512
+)
+
 // setting is a key with a value, as the caller wrote them, and where the key
 // lives on this host.
 type setting struct {
@@ -37,6 +43,9 @@ type settings struct {
 // planned, still before anything is written.
 func (c *call) parse(name string, values map[string]string) (*settings, error) {
 	s := &settings{op: c.op, name: name}
+	if err := c.checkKeys(len(values)); err != nil {
+		return nil, err
+	}
 	for k, v := range values {
 		one, err := c.parseKey(k)
 		if err != nil {
@@ -50,6 +59,13 @@ func (c *call) parse(name string, values map[string]string) (*settings, error) {
 	}
 	slices.SortFunc(s.all, func(a, b setting) int { return cmp.Compare(a.name, b.name) })
 	return s, nil
+}
+
+func (c *call) checkKeys(n int) error {
+	if n > maxKeys {
+		return api.Errorf(api.Limit, "%s: %d keys are too many, one request may have %d", c.op, n, maxKeys)
+	}
+	return nil
 }
 
 func (c *call) parseKey(name string) (setting, error) {
@@ -232,7 +248,9 @@ func (p *plan) add(s setting) error {
 		p.keys[t.Controller+"/"+t.File] = s
 		p.pending[t.Controller+"/"+t.File] = t.Value
 	}
-	p.todo = append(p.todo, todo...)
+	if p.todo = append(p.todo, todo...); len(p.todo) > maxWrites {
+		return api.Errorf(api.Limit, "%s %q: the values come to more than %d writes", p.op, p.name, maxWrites)
+	}
 	return nil
 }
 
@@ -298,10 +316,11 @@ func (p *plan) remember(w *write) error {
 	if !cgfs.Readable(w.file.Name()) {
 		return nil
 	}
-	f, _, err := p.file(w.at, w.file.Name(), cgfs.ForRead)
+	f, err := w.at.dir.File(w.file.Name(), cgfs.ForRead)
 	if err != nil {
 		return err
 	}
+	defer f.Close()
 	b, err := f.Read(maxValue)
 	if err != nil {
 		return err
@@ -347,15 +366,20 @@ func (c *call) readFile(places []*place, controller, file, name string) (string,
 
 // value reads a control file if the parties may.
 func (c *call) value(at *place, file, subject string) ([]byte, error) {
-	f, o, err := c.file(at, file, cgfs.ForRead)
+	f, err := at.dir.File(file, cgfs.ForRead)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name()).WithCause(err)
 	}
 	if err != nil {
 		return nil, c.kernel(subject, err)
 	}
+	defer f.Close()
+	a, err := f.Attr()
+	if err != nil {
+		return nil, c.kernel(subject, err)
+	}
 	if _, err := c.decide(subject, func(p *party) privcheck.Decision {
-		return privcheck.ReadValue(p.r, at.of(p), o)
+		return privcheck.ReadValue(p.r, at.of(p), object(a))
 	}); err != nil {
 		return nil, err
 	}
@@ -373,6 +397,9 @@ func (m *Manager) GetValue(rq *api.Request, name string, keys []string) (_ map[s
 		return nil, err
 	}
 	defer c.end(&err)
+	if err := c.checkKeys(len(keys)); err != nil {
+		return nil, err
+	}
 	out := make(map[string]string, len(keys))
 	var places []*place
 	for _, k := range keys {
