@@ -257,7 +257,11 @@ func TestLingeringSocket(t *testing.T) {
 	must(t, unix.Close(fd)) // the daemon's copy is the last one
 	c.message()
 	ts.serves()
-	eventually(t, "closed without lingering", func() bool { return ts.Stats().ForeignFDs == 0 })
+	start := time.Now()
+	eventually(t, "closed", func() bool { return ts.Stats().ForeignFDs == 0 })
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("lingered for %v", d)
+	}
 
 	// One that waits unread when the connection ends, where nothing can be
 	// done about its option: a closer is held up, and nobody else.

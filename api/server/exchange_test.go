@@ -345,6 +345,24 @@ func TestScmAbandoned(t *testing.T) {
 	eventually(t, "nothing left", none)
 }
 
+// A caller that keeps a copy of the daemon's end cannot keep the daemon busy
+// with it when the exchange has ended.
+func TestScmCopyKept(t *testing.T) {
+	ts := serve(t, &fakeBackend{}, Limits{})
+	c := ts.login()
+	s := newSide(t, unix.SOCK_DGRAM)
+	c.ok(scm("Create", "m", "x"), "", s.passed)
+	s.expect("1")
+	c.close()
+	eventually(t, "closed", func() bool { return ts.Stats().ForeignFDs == 0 })
+	must(t, unix.Send(s.mine, []byte("still there?"), 0))
+	cpu := cpuTime(t)
+	time.Sleep(200 * time.Millisecond)
+	if d := cpuTime(t) - cpu; d > 100*time.Millisecond {
+		t.Errorf("it took %v of CPU", d)
+	}
+}
+
 // A descriptor works in the first message, even in one write with BEGIN.
 func TestFDWithBegin(t *testing.T) {
 	ts := serve(t, &fakeBackend{}, Limits{})

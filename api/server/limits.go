@@ -59,12 +59,17 @@ const (
 	maxOpening = 256
 )
 
-// withDefaults fills in what l leaves open. files is RLIMIT_NOFILE: a quarter
-// each for connections with the handles of their Peers, and for descriptors
-// that strangers pass.
+// handles is how many descriptors a connection may need: its socket, and what
+// a Backend's Peer holds of the opener.
+const handles = 6
+
+// withDefaults fills in what l leaves open. files is RLIMIT_NOFILE: three
+// quarters of it are for connections, an eighth is for descriptors that
+// strangers pass. It must never be reached: what recvmsg cannot install, the
+// kernel closes on the spot, and that can block.
 func (l Limits) withDefaults(files int) Limits {
 	l.Connections = cmp.Or(l.Connections, 2048)
-	l.TotalConnections = min(cmp.Or(l.TotalConnections, 16384), max(files/4, 16))
+	l.TotalConnections = min(cmp.Or(l.TotalConnections, 16384), max(files*3/4/handles, 16))
 	l.Handshakes = cmp.Or(l.Handshakes, 1024)
 	l.Exchanges = cmp.Or(l.Exchanges, 64)
 	l.ForeignFDs = cmp.Or(l.ForeignFDs, 1024)
@@ -82,12 +87,21 @@ func (l Limits) withDefaults(files int) Limits {
 	return l
 }
 
-func maxFiles() int {
+// raiseFiles raises RLIMIT_NOFILE as far as the process may and the server has
+// a use for, and returns it.
+func raiseFiles() int {
+	const want = 1 << 17
 	var r unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
 		return 1024
 	}
-	return int(min(r.Cur, 1<<20))
+	if r.Cur < want {
+		more := unix.Rlimit{Cur: want, Max: max(want, r.Max)}
+		if unix.Setrlimit(unix.RLIMIT_NOFILE, &more) == nil { // else it stays as it is
+			r = more
+		}
+	}
+	return int(min(r.Cur, want))
 }
 
 // account is who is charged: a uid, or a container. Server.mu guards it.

@@ -93,8 +93,10 @@ type slot struct {
 	generation uint32
 }
 
-// New makes a Server. Its sockets are not read before Serve.
+// New makes a Server. Its sockets are not read before Serve. It raises the
+// process's RLIMIT_NOFILE, on which the bound of all connections depends.
 func New(c Config) (*Server, error) {
+	files := raiseFiles()
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
@@ -108,7 +110,7 @@ func New(c Config) (*Server, error) {
 		backend:  c.Backend,
 		log:      c.Log,
 		version:  c.Version,
-		limits:   c.Limits.withDefaults(maxFiles()),
+		limits:   c.Limits.withDefaults(files),
 		guid:     bootID(),
 		methods:  newMethodTable(),
 		epoll:    os.NewFile(uintptr(fd), "epoll"),
@@ -122,7 +124,7 @@ func New(c Config) (*Server, error) {
 		l.SetLevel(logrus.PanicLevel)
 		s.log = l
 	}
-	s.maxForeign = max(min(4096, maxFiles()/4), wire.MaxFDs)
+	s.maxForeign = max(min(4096, files/8), wire.MaxFDs)
 	s.workers = newPool(&s.mu, workers, s.limits.Workers, s.limits.AccountWorkers)
 	s.closers = newPool(&s.mu, closers, s.limits.Closers, s.limits.AccountClosers)
 	s.handshakes.after = s.limits.Handshake
