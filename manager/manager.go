@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
@@ -41,6 +42,7 @@ type Manager struct {
 	maxDepth int
 	quota    *quota
 	reaper   *reaper
+	moving   sync.Mutex // held from the last look at a task to its move
 	// refusals bounds the audit lines of refusals; unwritten counts those
 	// since the last one.
 	refusals  *rate.Limiter

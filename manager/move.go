@@ -135,6 +135,9 @@ type moveQuestion func(v *victim, dst *place) (privcheck.Decision, error)
 func (c *call) moveDecision(v *victim, dst *place) (privcheck.Decision, error) {
 	subject := in(v.subject, dst.h)
 	dstTasks, err := c.tasksFile(dst)
+	if err == nil {
+		err = c.limits(dst, len(dst.chain)-1)
+	}
 	if err != nil {
 		return privcheck.Decision{}, c.kernel(subject, err)
 	}
@@ -226,6 +229,13 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 		}
 		steps = append(steps, step{dst: dst, file: f, id: strconv.Itoa(int(v.ID())), decision: d})
 	}
+	// One move at a time: between the last look at where the victim is and the
+	// move nobody else who asks the daemon takes it out of a jail, or into one.
+	c.m.moving.Lock()
+	defer c.m.moving.Unlock()
+	if err := c.unmoved(v, steps); err != nil {
+		return err
+	}
 	if !v.Alive() {
 		return c.kernel(v.subject, identity.ErrGone)
 	}
@@ -246,6 +256,34 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 			if from, ok := m.Cgroups.Path(steps[i].dst.h); ok {
 				c.m.reaper.left(steps[i].dst.h, from)
 			}
+		}
+	}
+	return nil
+}
+
+// unmoved makes sure that the victim still is where, and whose, it was when it
+// was decided upon. Whoever writes to the files themselves can still come in
+// between (docs/SECURITY.md, "What remains").
+func (c *call) unmoved(v *victim, steps []step) error {
+	now, err := v.Members()
+	if err != nil {
+		return c.kernel(v.subject, err)
+	}
+	facts := func(m *identity.Member) string {
+		b := fmt.Append(nil, m.UIDs)
+		for i := range steps {
+			at, _ := m.Cgroups.Path(steps[i].dst.h)
+			b = append(append(b, at...), 0)
+		}
+		return string(b)
+	}
+	known := make(map[string]bool, 1)
+	for i := range v.members {
+		known[facts(&v.members[i])] = true
+	}
+	for i := range now {
+		if !known[facts(&now[i])] {
+			return api.Errorf(api.Busy, "%s %s: somebody else moved it just now", c.op, v.subject)
 		}
 	}
 	return nil
