@@ -15,15 +15,16 @@ type ProcCgroup []byte
 // or the cgroup is outside the daemon's cgroup namespace ("/..").
 func (p ProcCgroup) Path(h *Hierarchy) (string, bool) {
 	for len(p) > 0 {
-		line, rest, ok := bytes.Cut(p, []byte{'\n'})
-		if !ok {
+		end := bytes.IndexByte(p, '\n')
+		if end < 0 {
 			return "", false // cut short it would be the path of an ancestor
 		}
-		p = rest
-		id, line, _ := bytes.Cut(line, []byte{':'})
-		if string(id) != h.id {
+		line := p[:end]
+		p = p[end+1:]
+		if len(line) <= len(h.id) || string(line[:len(h.id)]) != h.id || line[len(h.id)] != ':' {
 			continue
 		}
+		line = line[len(h.id)+1:]
 		// No controller and no hierarchy's name has a colon in it
 		// (cgroup1_parse_param in the kernel's cgroup-v1.c).
 		_, path, ok := bytes.Cut(line, []byte{':'})

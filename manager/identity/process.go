@@ -23,7 +23,9 @@ type Process struct {
 	pid   int32
 	pidfd int
 	proc  int // /proc/PID, O_PATH
-	pidNS ns  // for life: setns(2) changes the pid namespace of children alone
+	// pidNS is for life: setns(2) changes the pid namespace of children alone.
+	// A Task has none: nothing is seen with its eyes.
+	pidNS ns
 
 	mu      sync.Mutex
 	cgroup  int // /proc/PID/cgroup, kept open; guarded by mu
@@ -38,6 +40,19 @@ type ns uint64
 // one that the kernel gave for it (SO_PEERPIDFD); Open owns it from the call
 // on. It returns ErrGone if the process has ended.
 func Open(pid int32, pidfd int) (*Process, error) {
+	p, err := open(pid, pidfd)
+	if err != nil {
+		return nil, err
+	}
+	if p.pidNS, err = p.namespace("ns/pid"); err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p.proven()
+}
+
+// open is Open without the namespace, and without the proof.
+func open(pid int32, pidfd int) (*Process, error) {
 	if pid <= 0 {
 		closeFD(pidfd)
 		return nil, ErrGone
@@ -61,10 +76,12 @@ func Open(pid int32, pidfd int) (*Process, error) {
 		return nil, fmt.Errorf("open /proc/PID: %w", err)
 	}
 	p.proc = fd
-	if p.pidNS, err = p.namespace("ns/pid"); err != nil {
-		p.Close()
-		return nil, err
-	}
+	return p, nil
+}
+
+// proven returns p if its handles are of one process, and lets go of them
+// otherwise.
+func (p *Process) proven() (*Process, error) {
 	// The pid cannot have been reused while its process was alive: the
 	// directory is of the process behind the pidfd.
 	if !p.Alive() {

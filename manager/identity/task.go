@@ -35,7 +35,7 @@ func OpenTask(id int32) (*Task, error) {
 	if id <= 0 {
 		return nil, ErrGone
 	}
-	p, err := Open(id, -1)
+	p, err := openProven(id, -1)
 	if err == nil {
 		return &Task{Process: p}, nil
 	}
@@ -48,7 +48,7 @@ func OpenTask(id int32) (*Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p, err = Open(tgid, -1); err != nil {
+	if p, err = openProven(tgid, -1); err != nil {
 		return nil, err
 	}
 	t := &Task{Process: p, Thread: id}
@@ -57,6 +57,14 @@ func OpenTask(id int32) (*Task, error) {
 		return nil, err
 	}
 	return t, nil
+}
+
+func openProven(pid int32, pidfd int) (*Process, error) {
+	p, err := open(pid, pidfd)
+	if err != nil {
+		return nil, err
+	}
+	return p.proven()
 }
 
 func tgidOf(tid int32) (int32, error) {
@@ -85,7 +93,7 @@ func TaskOf(pidfd int) (*Task, error) {
 		closeFD(own)
 		return nil, err
 	}
-	p, err := Open(pid, own)
+	p, err := openProven(pid, own)
 	if err != nil {
 		return nil, err
 	}
