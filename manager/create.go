@@ -94,6 +94,11 @@ func (c *call) planCreate(h *cgfs.Hierarchy, path, name string) (*creation, erro
 	if err != nil {
 		return nil, c.kernel(subject, err)
 	}
+	if missing != "" {
+		if err := c.limits(at, len(at.chain)); err != nil {
+			return nil, c.kernel(subject, err)
+		}
+	}
 	d, err := c.decide(subject, func(p *party) privcheck.Decision {
 		if missing == "" {
 			return privcheck.Over(p.r, at.of(p), at.object(), privcheck.Search)

@@ -164,11 +164,49 @@ func (c *call) openDeepest(h *cgfs.Hierarchy, path string) (p *place, missing st
 	}
 }
 
+// limits gathers which of the first n directories of p's chain have no limits
+// but such as bind the cgroups below. The host's root, who may escape them, and
+// hierarchies that have no others are not kept waiting for it.
+func (c *call) limits(p *place, n int) error {
+	for i := range n {
+		p.chain[i].Hierarchical = !p.h.Flat()
+	}
+	free := !slices.ContainsFunc(c.parties, func(who party) bool { return !who.r.HostRoot() })
+	if !p.h.Flat() || free {
+		return nil
+	}
+	dir, rest := p.top, strings.TrimPrefix(p.path[len(p.first):], "/")
+	defer func() { closeUnless(dir, p.top) }()
+	for i := range n {
+		flat, err := dir.FlatLimits()
+		if err != nil {
+			return err
+		}
+		p.chain[i].Hierarchical = !flat
+		if i == n-1 || rest == "" {
+			break
+		}
+		var name string
+		name, rest, _ = strings.Cut(rest, "/")
+		next, err := dir.Open(name)
+		if err != nil {
+			return err
+		}
+		closeUnless(dir, p.top)
+		dir = next
+	}
+	return nil
+}
+
+func closeUnless(dir, kept *cgfs.Dir) {
+	if dir != kept {
+		_ = dir.Close()
+	}
+}
+
 // Close closes the directory, unless it is the call's.
 func (p *place) Close() {
-	if p.dir != p.top {
-		_ = p.dir.Close()
-	}
+	closeUnless(p.dir, p.top)
 }
 
 // fileCloser closes a file handle with the call.

@@ -1,6 +1,7 @@
 package privcheck
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -126,13 +127,29 @@ func OverTask(r Requestor, own string, t Task) Decision {
 	return allow(clause)
 }
 
+// escapes reports whether one of the cgroups above has limits that do not bind
+// what is put below it. Only the host's root may do so.
+func escapes(r Requestor, above ...Object) bool {
+	return !r.HostRoot() && slices.ContainsFunc(above, func(dir Object) bool { return !dir.Hierarchical })
+}
+
+// flatReason is why nothing is put below such a cgroup.
+const flatReason = "a cgroup above it has limits that would not bind it (throttling of block devices); leave this hierarchy out"
+
 // Create answers clause 3. parent is the deepest directory that exists on the
 // way to the new cgroup; its Target is that directory's path.
 func Create(r Requestor, parent Place) Decision {
 	if r.UID == NoID || r.GID == NoID {
 		return deny("3 unknown", "who you are is not known")
 	}
-	return Over(r, parent, parent.Dir, Write|Search).in("3")
+	d := Over(r, parent, parent.Dir, Write|Search).in("3")
+	if !d.allowed {
+		return d
+	}
+	if escapes(r, append(slices.Clip(parent.Way), parent.Dir)...) {
+		return deny("3 flat", flatReason)
+	}
+	return d
 }
 
 // Move answers clause 4: may r move t to the cgroup dst? dstTasks is dst's
@@ -146,6 +163,10 @@ func Move(r Requestor, t Task, dst Place, dstTasks Object, common Place, commonT
 	d := Over(r, dst, dstTasks, Write)
 	if !d.allowed {
 		return d.in("4")
+	}
+	// On its way up a task only comes under more limits.
+	if !Below(dst.Target, t.Cgroup) && escapes(r, dst.Way...) {
+		return deny("4 flat", flatReason)
 	}
 	if Below(t.Cgroup, dst.Target) {
 		return d.in("4 down")

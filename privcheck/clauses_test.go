@@ -37,8 +37,13 @@ func host(uid, gid uint32, admin bool) Requestor {
 }
 
 // d and f are a directory and a file.
-func d(uid, gid, perm uint32) Object { return Object{UID: uid, GID: gid, Mode: dir | perm} }
+func d(uid, gid, perm uint32) Object {
+	return Object{UID: uid, GID: gid, Mode: dir | perm, Hierarchical: true}
+}
 func f(uid, gid, perm uint32) Object { return Object{UID: uid, GID: gid, Mode: file | perm} }
+
+// flat is the directory of a cgroup with limits that do not bind those below.
+func flat(uid uint32) Object { return Object{UID: uid, GID: uid, Mode: dir | 0o755} }
 
 // own is r's own cgroup /a, below its child /a/b; both belong to uid.
 func own(uid uint32) Place   { return Place{Own: "/a", Target: "/a", Dir: d(uid, uid, 0o755)} }
@@ -172,6 +177,12 @@ func TestCreate(t *testing.T) {
 		{"write is not enough", Create(owner, at("/a", "/a/b", d(1000, 1000, 0o655), d(0, 0, 0o755))), "no 3/1 owner"},
 		{"search is not enough", Create(owner, at("/a", "/a/b", d(1000, 1000, 0o555), d(0, 0, 0o755))), "no 3/1 owner"},
 		{"beside oneself", Create(owner, at("/a/b", "/a", d(1000, 1000, 0o755))), "no 3/1 subtree"},
+		{"below a limit that does not bind it", Create(owner, at("/a", "/a/b", flat(1000), d(1000, 1000, 0o755))), "no 3 flat"},
+		{"anywhere below it", Create(owner, at("/a", "/a/b", d(1000, 1000, 0o755), flat(1000))), "no 3 flat"},
+		{"below it, as container root", Create(ctRoot, at("/a", "/a", flat(100000))), "no 3 flat"},
+		{"below it, as root of a privileged container", Create(privRoot, at("/a", "/a", flat(0))), "no 3 flat"},
+		{"below it, as the host's root", Create(hostRoot, at("/a", "/a/b", flat(0), flat(0))), "3/1 root"},
+		{"below it, where one may not anyway", Create(other, at("/a", "/a", flat(1000))), "no 3/1 others"},
 		{"no gid to give", Create(host(1000, NoID, false), child(1000)), "no 3 unknown"},
 		{"no uid to give", Create(host(NoID, 1000, false), sticky), "no 3 unknown"},
 	})
@@ -191,6 +202,14 @@ func TestMove(t *testing.T) {
 		{"sideways into somebody else's", Move(owner, task("/a/b", 1000), other, root, own(1000), mine), "no 4/1 others"},
 		{"up", Move(owner, task("/a/b", 1000), own(1000), mine, own(1000), mine), "4 sideways/1 owner"},
 		{"up, into somebody else's", Move(owner, task("/a/b", 1000), own(0), root, own(0), root), "no 4/1 others"},
+		{"down, from a limit that does not bind below", Move(owner, task("/a", 1000), at("/a", "/a/b", d(1000, 1000, 0o755), flat(1000)), mine, Place{}, Object{}), "no 4 flat"},
+		{"down, past such a limit", Move(owner, task("/a", 1000), at("/a", "/a/b/c", d(1000, 1000, 0o755), d(1000, 1000, 0o755), flat(1000)), mine, Place{}, Object{}), "no 4 flat"},
+		{"down, to such a limit", Move(owner, task("/a", 1000), at("/a", "/a/b", flat(1000), d(1000, 1000, 0o755)), mine, Place{}, Object{}), "4 down/1 owner"},
+		{"sideways below it", Move(owner, task("/a/b", 1000), at("/a", "/a/c", d(1000, 1000, 0o755), flat(1000)), mine, own(1000), mine), "no 4 flat"},
+		{"up, below it", Move(owner, task("/a/b/c", 1000), at("/a", "/a/b", d(1000, 1000, 0o755), flat(1000)), mine, at("/a", "/a/b", d(1000, 1000, 0o755), flat(1000)), mine), "4 sideways/1 owner"},
+		{"up, to it", Move(owner, task("/a/b", 1000), at("/a", "/a", flat(1000)), mine, at("/a", "/a", flat(1000)), mine), "4 sideways/1 owner"},
+		{"to where it is, below it", Move(owner, task("/a/b", 1000), at("/a", "/a/b", d(1000, 1000, 0o755), flat(1000)), mine, Place{}, Object{}), "4 down/1 owner"},
+		{"from it, as the host's root", Move(hostRoot, task("/a", 0), at("/a", "/a/b", d(0, 0, 0o755), flat(0)), root, Place{}, Object{}), "4 down/1 root"},
 		{"a task from elsewhere", Move(owner, task("/c", 1000), child(1000), mine, Place{Own: "/a", Target: "/", Dir: d(1000, 1000, 0o777)}, mine), "no 4/2 subtree"},
 		{"to elsewhere", Move(owner, task("/a", 1000), at("/a", "/c", d(1000, 1000, 0o777)), mine, Place{Own: "/a", Target: "/"}, mine), "no 4/1 subtree"},
 		{"a false ancestor", Move(owner, task("/a/b", 1000), other, mine, other, mine), "no 4 unknown"},

@@ -107,6 +107,9 @@ const (
 type Object struct {
 	UID, GID uint32
 	Mode     uint32
+	// Hierarchical, of a cgroup's directory: every limit in force there binds
+	// the cgroups below it too. Create and Move look at it.
+	Hierarchical bool
 }
 
 // isDir reports whether o is a directory. What has no type is taken for a file:

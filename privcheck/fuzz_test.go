@@ -60,7 +60,7 @@ func (w *world) path() string {
 
 func (w *world) object() Object {
 	modes := []uint32{0, dir | 0o755, dir | 0o777, dir | 0o1777, file | 0o644, file | 0o666, file | 0o777, file | 0o606, file | 0o066, ^uint32(0)}
-	return Object{UID: w.id(), GID: w.id(), Mode: modes[w.next(len(modes))]}
+	return Object{UID: w.id(), GID: w.id(), Mode: modes[w.next(len(modes))], Hierarchical: w.next(4) != 0}
 }
 
 func (w *world) place(own string) Place {
@@ -121,6 +121,16 @@ var overTask = []named{
 	}},
 }
 
+// escapes says in the plainest way who escapes a limit of the cgroups above.
+func escapes(r Requestor, above []Object) bool {
+	for _, dir := range above {
+		if !dir.Hierarchical && !(r.UID == 0 && r.SysAdmin && r.SameUserNS && r.SamePIDNS && r.SameCgroupNS) {
+			return true
+		}
+	}
+	return false
+}
+
 // isPath says in the plainest way what a path from a hierarchy's root is.
 func isPath(p string) bool {
 	return p == "/" || strings.HasPrefix(p, "/") && !strings.HasSuffix(p, "/") &&
@@ -154,6 +164,10 @@ func FuzzOverCgroup(f *testing.F) {
 				t.Errorf("%s: allowed from outside, in the root", q.name)
 			case len(w.p.Way) != levels:
 				t.Errorf("%s: allowed with %d directories for %d levels", q.name, len(w.p.Way), levels)
+			case q.name == "Create" && escapes(w.r, append(w.p.Way, w.p.Dir)):
+				t.Errorf("Create: allowed below limits that do not bind it")
+			case q.name == "Move" && !isBelow(w.p.Target, w.t.Cgroup) && escapes(w.r, w.p.Way):
+				t.Errorf("Move: allowed below limits that do not bind it")
 			case w.r.UID == NoID && (q.name != "Kill" || levels > 0):
 				t.Errorf("%s: allowed to nobody", q.name)
 			case q.name != "Kill" && q.name != "Create" && !strings.HasPrefix(q.name, "Remove") && q.name != "Chown" &&

@@ -302,7 +302,7 @@ func facts(who Requestor) privcheck.Requestor {
 func (c Cgroup) path() string { return Base + "/" + c.Path }
 
 func (c Cgroup) dir() privcheck.Object {
-	return privcheck.Object{UID: c.Owner, GID: c.Owner, Mode: 0o040755}
+	return privcheck.Object{UID: c.Owner, GID: c.Owner, Mode: 0o040755, Hierarchical: true}
 }
 
 func (c Cgroup) file(name string) privcheck.Object {
