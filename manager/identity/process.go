@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -141,7 +142,7 @@ func (p *Process) Cgroups(buf []byte) (cgfs.ProcCgroup, error) {
 		}
 		p.cgroup = fd
 	}
-	b, err := preadAll(p.cgroup, buf[:0], true)
+	b, err := preadAll(p.cgroup, buf[:0])
 	if err != nil {
 		return nil, gone(err)
 	}
@@ -176,19 +177,22 @@ func (p *Process) exiting(tid int32) bool {
 // maxProcFile bounds what is read of a file of /proc.
 const maxProcFile = 256 << 10
 
-// preadAll reads a file of /proc from its start. single says that the kernel
-// makes its content in one go (/proc/PID/cgroup, status), so that a read that
-// leaves room has seen its end.
-func preadAll(fd int, buf []byte, single bool) ([]byte, error) {
+// maxLine is more than a line of an id map is long.
+const maxLine = 64
+
+// preadAll reads a file of /proc from its start, into buf where that has room.
+// The kernel makes the content in one go, or, of an id map, line by line: a
+// read that leaves room for a line has seen the end.
+func preadAll(fd int, buf []byte) ([]byte, error) {
 	if cap(buf) == 0 {
 		buf = make([]byte, 0, 1024)
 	}
 	for {
-		if len(buf) == cap(buf) {
+		if cap(buf)-len(buf) < maxLine {
 			if len(buf) >= maxProcFile {
 				return nil, errors.New("file of /proc too long")
 			}
-			buf = append(buf, 0)[:len(buf)]
+			buf = slices.Grow(buf, len(buf))
 		}
 		n, err := unix.Pread(fd, buf[len(buf):cap(buf)], int64(len(buf)))
 		if errors.Is(err, unix.EINTR) {
@@ -197,11 +201,8 @@ func preadAll(fd int, buf []byte, single bool) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if n == 0 {
-			return buf, nil
-		}
 		buf = buf[:len(buf)+n]
-		if single && len(buf) < cap(buf) {
+		if n == 0 || cap(buf)-len(buf) >= maxLine {
 			return buf, nil
 		}
 	}
@@ -214,7 +215,7 @@ func (p *Process) read(name string) ([]byte, error) {
 		return nil, gone(err)
 	}
 	defer closeFD(fd)
-	b, err := preadAll(fd, nil, false)
+	b, err := preadAll(fd, nil)
 	if err != nil {
 		return nil, gone(err)
 	}

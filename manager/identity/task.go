@@ -73,7 +73,7 @@ func tgidOf(tid int32) (int32, error) {
 		return 0, gone(err)
 	}
 	defer closeFD(fd)
-	b, err := preadAll(fd, nil, true)
+	b, err := preadAll(fd, nil)
 	if err != nil {
 		return 0, gone(err)
 	}
@@ -118,7 +118,7 @@ func pidOfFD(pidfd int) (int32, error) {
 		return 0, fmt.Errorf("open fdinfo: %w", err)
 	}
 	defer closeFD(fd)
-	b, err := preadAll(fd, nil, true)
+	b, err := preadAll(fd, nil)
 	if err != nil {
 		return 0, err
 	}
