@@ -99,6 +99,16 @@ func (m *Manager) Open(opener api.Cred, pidfd int) (api.Peer, error) {
 	if opener.UID != 0 || len(containers) > 0 {
 		p.accounts = append(containers, fmt.Sprintf("uid:%d", opener.UID))
 	}
+	makers, err := m.host.Makers(proc)
+	if err != nil {
+		proc.Close()
+		return nil, api.Errorf(api.Denied, "cannot tell who made the namespaces of the process").WithCause(err)
+	}
+	for _, uid := range makers {
+		if uid != 0 && uid != opener.UID {
+			p.accounts = append(p.accounts, fmt.Sprintf("uid:%d", uid))
+		}
+	}
 	return p, nil
 }
 

@@ -121,37 +121,67 @@ const maxNesting = 34
 // chain returns the namespaces of one type from p's own outwards, up to and
 // not including the daemon's.
 func (p *Process) chain(name string, host ns) ([]ns, error) {
+	var out []ns
+	err := p.outwards(name, host, func(n ns, _ int) error {
+		out = append(out, n)
+		return nil
+	})
+	return out, err
+}
+
+// outwards calls f for the namespaces that chain returns, with a handle on
+// each.
+func (p *Process) outwards(name string, host ns, f func(n ns, fd int) error) error {
 	own, err := p.namespace(name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if own == host {
-		return nil, nil
+		return nil
 	}
 	fd, err := unix.Openat(p.proc, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, gone(err)
+		return gone(err)
 	}
 	defer func() { closeFD(fd) }()
-	var out []ns
 	for range maxNesting {
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
-			return nil, err
+			return err
 		}
 		n := ns(st.Ino)
 		if n == host {
-			return out, nil
+			return nil
 		}
-		out = append(out, n)
+		if err := f(n, fd); err != nil {
+			return err
+		}
 		up, err := unix.IoctlRetInt(fd, unix.NS_GET_PARENT)
 		if err != nil {
-			return nil, fmt.Errorf("ioctl NS_GET_PARENT: %w", err)
+			return fmt.Errorf("ioctl NS_GET_PARENT: %w", err)
 		}
 		closeFD(fd)
 		fd = up
 	}
-	return nil, errors.New("namespaces nested too deep")
+	return errors.New("namespaces nested too deep")
+}
+
+// Makers returns the uids of those who made the user namespaces around p, each
+// once, for accounting: whoever has a range of subordinate uids can make as many
+// namespaces side by side as it likes, each with another uid.
+func (h *Host) Makers(p *Process) ([]uint32, error) {
+	var uids []uint32
+	err := p.outwards("ns/user", h.user, func(_ ns, fd int) error {
+		uid, err := unix.IoctlGetUint32(fd, unix.NS_GET_OWNER_UID)
+		if err != nil {
+			return fmt.Errorf("ioctl NS_GET_OWNER_UID: %w", err)
+		}
+		if !slices.Contains(uids, uid) {
+			uids = append(uids, uid)
+		}
+		return nil
+	})
+	return uids, err
 }
 
 // Containers names the containers around p for accounting: each user and each
