@@ -88,7 +88,7 @@ func (k *killing) run() error {
 // anything to kill. Handles on tasks are held one at a time, however many tasks
 // there are: every task is decided upon before the first is killed, and each
 // once more just before it is.
-func (k *killing) round() (bool, error) {
+func (k *killing) round() (left bool, err error) {
 	// Else whoever may name a cgroup could stop what is in it, again and again.
 	if err := k.allowed(); err != nil {
 		return false, err
@@ -114,7 +114,13 @@ func (k *killing) round() (bool, error) {
 			running = append(running, pid)
 		}
 	}
-	if err := k.stop(running); err != nil {
+	var stopped []int32
+	defer func() {
+		if err != nil {
+			k.resume(stopped)
+		}
+	}()
+	if stopped, err = k.stop(running); err != nil {
 		return false, err
 	}
 	for _, pid := range pids {
@@ -172,34 +178,71 @@ func (k *killing) with(pid int32, f func(v *victim) error) error {
 }
 
 // stop stops tasks that no freezer holds, because a stopped task cannot exec a
-// program of somebody else, and decides once more. If one is not to be killed
-// after all, all of them go on.
-func (k *killing) stop(pids []int32) error {
-	for i, pid := range pids {
+// program of somebody else, and decides once more. It returns those that it
+// stopped, also with an error: the caller lets them go on if they are not to be
+// killed after all. Their owner can let them go on at any time; that is the
+// owner's own race to lose.
+func (k *killing) stop(pids []int32) (stopped []int32, err error) {
+	for _, pid := range pids {
 		err := k.with(pid, func(v *victim) error {
 			if _, err := k.decideOne(v); err != nil {
 				return err
 			}
-			_ = unix.PidfdSendSignal(v.PidFD(), unix.SIGSTOP, nil, 0)
+			if was, err := v.Stopped(); err != nil || was {
+				return err
+			}
+			if err := unix.PidfdSendSignal(v.PidFD(), unix.SIGSTOP, nil, 0); err != nil {
+				return nil // it has ended
+			}
+			stopped = append(stopped, pid)
+			if err := k.awaitStop(v); err != nil {
+				return err
+			}
 			_, err := k.decideOne(v)
 			return err
 		})
-		if err == nil {
-			continue
+		if err != nil {
+			return stopped, err
 		}
-		for _, pid := range pids[:i+1] {
-			_ = k.with(pid, func(v *victim) error {
-				return unix.PidfdSendSignal(v.PidFD(), unix.SIGCONT, nil, 0)
-			})
-		}
-		return err
 	}
-	return nil
+	return stopped, nil
 }
 
+// stopDeadline bounds how long a task may take to stop. One that waits in the
+// kernel for what does not come takes for ever.
+const stopDeadline = 200 * time.Millisecond
+
+func (k *killing) awaitStop(v *victim) error {
+	for end := time.Now().Add(stopDeadline); ; time.Sleep(100 * time.Microsecond) {
+		done, err := v.Stopped()
+		if err != nil || done {
+			return err
+		}
+		if time.Now().After(end) {
+			return api.Errorf(api.Busy, "Kill %s: a task does not stop", k.subject).
+				WithHint("ask again, or put the cgroup into the freezer's hierarchy too")
+		}
+	}
+}
+
+// resume lets stopped tasks go on.
+func (k *killing) resume(pids []int32) {
+	for _, pid := range pids {
+		_ = k.with(pid, func(v *victim) error {
+			return unix.PidfdSendSignal(v.PidFD(), unix.SIGCONT, nil, 0)
+		})
+	}
+}
+
+// decideOne asks clause 7 for one task. The error is ErrGone if it has ended,
+// or is in none of the cgroups any more: one that is about to end is in the
+// hierarchy's root, and the number may by now be a task's that never was here.
 func (k *killing) decideOne(v *victim) (frozen bool, err error) {
 	if err := k.gather(v); err != nil {
 		return false, err
+	}
+	if !k.inside(v) {
+		return false, identity.ErrGone
 	}
 	for _, p := range k.places {
 		for i := range v.members {
@@ -220,6 +263,18 @@ func (k *killing) decideOne(v *victim) (frozen bool, err error) {
 		}
 	}
 	return frozen, nil
+}
+
+// inside reports whether a thread of v is in one of the cgroups or below.
+func (k *killing) inside(v *victim) bool {
+	for _, p := range k.places {
+		for i := range v.members {
+			if at, _ := v.members[i].Cgroups.Path(p.h); privcheck.Below(p.path, at) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // freeze freezes the cgroups where the host can. The returned function takes

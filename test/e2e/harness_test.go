@@ -82,7 +82,7 @@ func TestKernelHarnessForgery(t *testing.T) {
 	p := w.placed(harness.Start(t, harness.Spec{PIDNS: true}), "c2")
 	v := p.Launch(&harness.Cred{UID: 1000, GID: 1000}, victim, "pause")
 	var pid int
-	if err := p.Run(reusePID, reuse{v.PID, victim}, &pid); err != nil {
+	if err := p.Run(reusePID, reuse{v.PID, 0, victim}, &pid); err != nil {
 		t.Fatal(err)
 	}
 	want(t, "the stranger's number", pid, v.PID)
@@ -101,7 +101,7 @@ func TestKernelHarnessForgery(t *testing.T) {
 	if _, err := s.In.Write([]byte{1}); err != nil {
 		t.Fatal(err)
 	}
-	want(t, "where the setuid program is", record(t, s.Out), u.Cgroups())
+	want(t, "where the setuid program is", record(t, s), u.Cgroups())
 	if ws, err := s.End(time.Second); err != nil || ws.ExitStatus() != 0 {
 		t.Errorf("the setuid program's end: %v, %v", ws, err)
 	}

@@ -3,9 +3,8 @@ package e2e_test
 import (
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -441,35 +440,21 @@ func TestKernelImpostorSetuidMove(t *testing.T) {
 	w, r, launcher, victim, suid := setuidWorld(t)
 	c := r.MustDial(w.d.Sock)
 	defer c.Close()
-	moved, refused, rounds := 0, 0, harness.Rounds(1000)
-	end := time.Now().Add(60 * time.Second)
 	src := launcher.Cgroups()
-	for round := range rounds {
-		if time.Now().After(end) {
-			t.Logf("%d of %d rounds fit in a minute", round, rounds)
-			break
-		}
+	moved, refused := 0, 0
+	rounds(t, 1000, func(int) {
 		v := launcher.Launch(nil, victim, "exec", suid)
-		go_ := make(chan struct{})
-		jitter := time.Duration(rand.Int64N(int64(1500 * time.Microsecond)))
-		go func() {
-			defer close(go_)
-			spin(jitter)
-			_, _ = v.In.Write([]byte{1})
-		}()
-		_, err := c.V1("Move", "dst", uint32(v.PID))
-		<-go_
-		first := record(t, v.Out)
+		err := w.race(1500*time.Microsecond,
+			func() error { return second(c.V1("Move", "dst", uint32(v.PID))) },
+			func() error { return becomeRoot(v) })
+		first := record(t, v)
 		now := harness.CgroupsOf(v.PID) // it is root and waits
-		if _, werr := v.End(5 * time.Second); werr != nil {
-			t.Fatal(werr)
-		}
-		if why := clean(err); why != "" {
-			t.Fatalf("round %d: %s", round, why)
+		if _, err := v.End(5 * time.Second); err != nil {
+			t.Fatal(err)
 		}
 		for h, cg := range now {
 			if cg != src[h] && first[h] == src[h] {
-				t.Fatalf("round %d: root's process was moved in %s from %s to %s; the answer was %v", round, h, first[h], cg, err)
+				t.Errorf("root's process was moved in %s from %s to %s; the answer was %v", h, first[h], cg, err)
 			}
 		}
 		if err == nil {
@@ -477,10 +462,10 @@ func TestKernelImpostorSetuidMove(t *testing.T) {
 		} else {
 			refused++
 			if !maps.Equal(now, src) {
-				t.Fatalf("round %d: refused (%v), and it is in %v", round, err, now)
+				t.Errorf("refused (%v), and it is in %v", err, now)
 			}
 		}
-	}
+	})
 	t.Logf("%d moved before, %d refused", moved, refused)
 	if moved == 0 || refused == 0 {
 		t.Error("there was no race: widen the jitter")
@@ -489,65 +474,67 @@ func TestKernelImpostorSetuidMove(t *testing.T) {
 
 func TestKernelImpostorSetuidKill(t *testing.T) {
 	w, r, launcher, victim, suid := setuidWorld(t)
-	var hs []harness.Hierarchy
-	for _, h := range harness.Hierarchies() {
-		if h.Name == "pids" || h.Name == "freezer" {
-			hs = append(hs, h)
-		}
-	}
-	w.MakeIn("yard/k", 1000, 1000, hs...)
+	freezer, pids := harness.Find(t, "freezer"), harness.Find(t, "pids")
 	c := r.MustDial(w.d.Sock)
 	defer c.Close()
-	killed, refused, rounds := 0, 0, harness.Rounds(1000)
-	end := time.Now().Add(60 * time.Second)
-	for round := range rounds {
-		if time.Now().After(end) {
-			t.Logf("%d of %d rounds fit in a minute", round, rounds)
-			break
-		}
-		v := launcher.Launch(nil, victim, "exec", suid)
-		for _, h := range hs {
-			w.Write(h, "yard/k", "cgroup.procs", fmt.Sprint(v.PID))
-		}
-		go_ := make(chan struct{})
-		jitter := time.Duration(rand.Int64N(int64(2500 * time.Microsecond)))
-		go func() {
-			defer close(go_)
-			spin(jitter)
-			_, _ = v.In.Write([]byte{1})
-		}()
-		_, err := c.V1("Kill", "k")
-		<-go_
-		rec, _ := io.ReadAll(&untilDot{v.Out})
-		ws, werr := v.End(5 * time.Second)
-		if werr != nil {
-			t.Fatal(werr)
-		}
-		if why := clean(err); why != "" {
-			t.Fatalf("round %d: %s", round, why)
-		}
-		switch dead := ws.Signaled() && ws.Signal() == unix.SIGKILL; {
-		case dead && len(rec) > 0:
-			t.Fatalf("round %d: killed after it had become root; the answer was %v", round, err)
-		case dead && err != nil:
-			t.Fatalf("round %d: killed, but the answer was %v", round, err)
-		case !dead && err == nil:
-			t.Fatalf("round %d: Kill succeeded and left it alive", round)
-		case dead:
-			killed++
-		default:
-			refused++
-		}
-		if st := w.Read(hs[len(hs)-1], "yard/k", "cgroup.procs"); st != "" {
-			eventually(t, "k empty", func() bool { return w.Read(hs[0], "yard/k", "cgroup.procs") == "" })
-		}
-	}
-	t.Logf("%d killed before, %d refused", killed, refused)
-	if killed == 0 || refused == 0 {
-		t.Error("there was no race: widen the jitter")
+	for name, hs := range map[string][]harness.Hierarchy{
+		"freezer":    {pids, freezer},
+		"no freezer": {pids},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cg := "k" + fmt.Sprint(len(hs))
+			w.MakeIn("yard/"+cg, 1000, 1000, hs...)
+			killed, refused := 0, 0
+			rounds(t, 1000, func(int) {
+				v := launcher.Launch(nil, victim, "exec", suid)
+				for _, h := range hs {
+					w.Write(h, "yard/"+cg, "cgroup.procs", fmt.Sprint(v.PID))
+				}
+				err := w.race(2500*time.Microsecond,
+					func() error { return second(c.V1("Kill", cg)) },
+					func() error { return becomeRoot(v) })
+				rec, werr := v.Said(5 * time.Second)
+				if werr != nil {
+					t.Errorf("neither dead nor running: %v; the answer was %v", werr, err)
+				}
+				ws, werr := v.End(5 * time.Second)
+				if werr != nil {
+					t.Fatal(werr)
+				}
+				switch dead := ws.Signaled() && ws.Signal() == unix.SIGKILL; {
+				case dead && rec != "":
+					t.Errorf("killed after it had become root; the answer was %v", err)
+				case dead && err != nil:
+					t.Errorf("killed, but the answer was %v", err)
+				case !dead && err == nil:
+					t.Error("Kill succeeded and left it alive")
+				case dead:
+					killed++
+				default:
+					refused++
+				}
+			})
+			t.Logf("%d killed before, %d refused", killed, refused)
+			if killed == 0 || refused == 0 {
+				t.Error("there was no race: widen the jitter")
+			}
+		})
 	}
 	// Frozen for the check, thawed again.
-	want(t, "freezer.state", w.Read(harness.Find(t, "freezer"), "yard/k", "freezer.state"), "THAWED")
+	want(t, "freezer.state", w.Read(freezer, "yard/k2", "freezer.state"), "THAWED")
+}
+
+// becomeRoot lets victim.c execute suid.c, and waits until that has said so;
+// not long, because it may be frozen or dead.
+func becomeRoot(v *harness.Child) error {
+	if _, err := v.In.Write([]byte{1}); err != nil && !errors.Is(err, unix.EPIPE) {
+		return err
+	}
+	_, err := v.Said(10 * time.Millisecond)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
 }
 
 func setuidWorld(t *testing.T) (w *world, r, launcher *harness.Proc, victim, suid string) {
@@ -559,42 +546,12 @@ func setuidWorld(t *testing.T) (w *world, r, launcher *harness.Proc, victim, sui
 		harness.Program(t, "testdata/victim.c", 0o755), harness.Program(t, "testdata/suid.c", 0o4755)
 }
 
-// clean returns what is wrong with the answer to a request in a race, which
-// may succeed or fail.
-func clean(err error) string {
-	var de *harness.DBusError
-	if err == nil || errors.As(err, &de) && !strings.Contains(de.Text, "internal error") {
-		return ""
-	}
-	return fmt.Sprintf("not a clean answer: %v", err)
-}
-
-// spin waits for so short a time that sleeping would be too coarse.
-func spin(d time.Duration) {
-	for start := time.Now(); time.Since(start) < d; {
-	}
-}
-
-// untilDot reads up to the first dot.
-type untilDot struct{ r io.Reader }
-
-func (u *untilDot) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	n, err := u.r.Read(p[:1])
-	if n == 1 && p[0] == '.' {
-		return 0, io.EOF
-	}
-	return n, err
-}
-
-// record reads where suid.c was when it began.
-func record(t *testing.T, r io.Reader) map[string]string {
+// record is where suid.c was when it began.
+func record(t *testing.T, v *harness.Child) map[string]string {
 	t.Helper()
-	b, err := io.ReadAll(&untilDot{r})
-	if err != nil || len(b) == 0 {
-		t.Fatalf("the setuid program says nothing: %q, %v", b, err)
+	s, err := v.Said(5 * time.Second)
+	if err != nil || s == "" {
+		t.Fatalf("the setuid program says nothing: %v", err)
 	}
-	return harness.ParseCgroups(string(b))
+	return harness.ParseCgroups(s)
 }

@@ -459,6 +459,28 @@ func TestKernelNamespacesNotPlaced(t *testing.T) {
 	} {
 		w.refused(what, attack)
 	}
+	// Nor has uid 0 of a container that has a pid namespace alone, although
+	// everything in the hierarchy is its uid's.
+	w.MakeIn("hosts", 0, 0, pids)
+	priv := harness.Start(t, harness.Spec{PIDNS: true})
+	w.MakeIn("c2", 0, 0, others...)
+	w.PlaceIn(priv, "c2", others...)
+	pc := priv.MustDial(w.d.Sock)
+	defer pc.Close()
+	hosts := strings.TrimPrefix(w.Path("hosts"), "/")
+	for what, attack := range map[string]func() error{
+		"create": func() error { return second(pc.V1("Create", hosts+"/x", []string{"pids"}, map[string]string{})) },
+		"set":    func() error { return second(pc.V1("SetValue", hosts, map[string]string{"pids.limit": "7"})) },
+		"get":    func() error { return second(pc.V1("GetValue", hosts, []string{"pids.limit"})) },
+		"move":   func() error { return second(pc.V0("MovePid", "pids", hosts, priv.PID)) },
+		"delete": func() error { return second(pc.V1("Delete", hosts)) },
+		"chown":  func() error { return second(pc.V0("Chown", "pids", hosts, int32(1000), int32(1000))) },
+		"list":   func() error { return second(pc.V0("ListChildren", "pids", "")) },
+		"kill":   func() error { return second(pc.V1("Kill", hosts)) },
+	} {
+		w.refused("privileged container: "+what, attack)
+	}
+
 	// Where it is placed, it has its rights.
 	want(t, "created", asker{t, c}.v1("Create", "web", []string{"memory"}, map[string]string{})[0], true)
 	want(t, "its own", w.Exists(harness.Find(t, "memory"), "c1/web"), true)
@@ -470,7 +492,7 @@ func TestKernelNamespacesUnmapped(t *testing.T) {
 	w.Make("c1", 0, 0)
 	w.Make("c1/sub", 0, 0)
 	// To the kernel it still is uid 0 of the host.
-	p := harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, KeepIDs: true})
+	p := harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, KeepIDs: true, SysAdmin: true})
 	want(t, "its uid on the host", p.HostUID, uint32(0))
 	want(t, "its uid inside", p.UID, uint32(65534))
 	w.Place(p, "c1")

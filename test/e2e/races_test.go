@@ -36,21 +36,78 @@ func rounds(t *testing.T, n int, f func(round int)) {
 	}
 }
 
+// race makes a request and, at a random moment of its first while, lets the
+// rival do something. Every second time the daemon is stopped meanwhile,
+// wherever it is, so that the rival comes in between for sure.
+func (w *world) race(while time.Duration, request, rival func() error) error {
+	w.Helper()
+	jitter := time.Duration(rand.Int64N(int64(while)))
+	paused := rand.IntN(2) == 0
+	res := make(chan error)
+	go func() {
+		spin(jitter)
+		if !paused {
+			res <- rival()
+			return
+		}
+		err := w.d.Pause()
+		if err == nil {
+			err = rival()
+		}
+		res <- errors.Join(err, w.d.Resume())
+	}()
+	err := request()
+	if err := <-res; err != nil {
+		w.Fatal(err)
+	}
+	if why := clean(err); why != "" {
+		w.Error(why)
+	}
+	return err
+}
+
+// clean returns what is wrong with the answer to a request in a race, which
+// may succeed or fail.
+func clean(err error) string {
+	var de *harness.DBusError
+	if err == nil || errors.As(err, &de) && !strings.Contains(de.Text, "internal error") {
+		return ""
+	}
+	return fmt.Sprintf("not a clean answer: %v", err)
+}
+
+// spin waits for so short a time that sleeping would be too coarse.
+func spin(d time.Duration) {
+	for start := time.Now(); time.Since(start) < d; {
+	}
+}
+
 // reuse is the argument of reusePID.
 type reuse struct {
 	Victim  int
+	UID     uint32
 	Program string
 }
 
 // reusePID runs in a container's first process: it kills its child Victim and
-// starts another program, as root, that gets the number (ns_last_pid, which
+// starts another program, as UID, that gets the number (ns_last_pid, which
 // the kernel keeps for each pid namespace). It returns the new one's number.
 var reusePID = harness.Inside("reusePID", func(a reuse) (int, error) {
 	if err := unix.Kill(a.Victim, unix.SIGKILL); err != nil {
 		return 0, err
 	}
-	if _, err := unix.Wait4(a.Victim, nil, 0, nil); err != nil {
-		return 0, err
+	// It does not die while it is frozen.
+	for end := time.Now().Add(20 * time.Millisecond); ; {
+		pid, err := unix.Wait4(a.Victim, nil, unix.WNOHANG, nil)
+		if err != nil {
+			return 0, err
+		}
+		if pid == a.Victim {
+			break
+		}
+		if time.Now().After(end) {
+			return 0, nil
+		}
 	}
 	if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(fmt.Sprint(a.Victim-1)), 0); err != nil {
 		return 0, err
@@ -65,7 +122,10 @@ var reusePID = harness.Inside("reusePID", func(a reuse) (int, error) {
 	strangers[a.Victim] = p[1]
 	return syscall.ForkExec(a.Program, []string{a.Program, "pause"}, &syscall.ProcAttr{
 		Dir: "/", Files: []uintptr{uintptr(p[0]), 1, 2},
-		Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL},
+		Sys: &syscall.SysProcAttr{
+			Pdeathsig:  syscall.SIGKILL,
+			Credential: &syscall.Credential{Uid: a.UID, Gid: a.UID},
+		},
 	})
 })
 
@@ -99,46 +159,35 @@ func TestKernelRacePIDReuse(t *testing.T) {
 	c := r.MustDial(w.d.Sock)
 	defer c.Close()
 
-	race := func(t *testing.T, request func(pid int) error, check func(host int, err error)) {
+	race := func(t *testing.T, uid uint32, prepare, request func(pid int) error, check func(host int, err error)) {
 		hits, done := 0, 0
 		rounds(t, 1000, func(int) {
 			v := b.Launch(&harness.Cred{UID: 1000, GID: 1000}, victim, "pause")
-			type result struct {
-				pid int
-				err error
+			if err := prepare(v.PID); err != nil {
+				t.Fatal(err)
 			}
-			res := make(chan result)
-			jitter := time.Duration(rand.Int64N(int64(600 * time.Microsecond)))
-			go func() {
-				spin(jitter)
-				var s result
-				s.err = b.Run(reusePID, reuse{v.PID, victim}, &s.pid)
-				res <- s
-			}()
-			if j := rand.Int64N(int64(1200 * time.Microsecond)); j%4 != 0 {
-				spin(time.Duration(j))
+			var pid int
+			err := w.race(1200*time.Microsecond, func() error { return request(v.PID) },
+				func() error { return b.Run(reusePID, reuse{v.PID, uid, victim}, &pid) })
+			if pid == 0 {
+				if _, err := v.End(5 * time.Second); err != nil {
+					t.Fatal(err)
+				}
+				return
 			}
-			err := request(v.PID)
-			s := <-res
 			v.In.Close()
 			v.Out.Close()
-			if s.err != nil {
-				t.Fatal(s.err)
-			}
-			if why := clean(err); why != "" {
-				t.Error(why)
-			}
 			if err == nil {
 				done++
 			}
-			if s.pid == v.PID {
+			if pid == v.PID {
 				hits++
-				if host := hostPID(t, b, s.pid); host != 0 {
+				if host := hostPID(t, b, pid); host != 0 {
 					check(host, err)
 				}
 			}
 			var alive bool
-			if err := b.Run(endStranger, struct{ Victim, PID int }{v.PID, s.pid}, &alive); err != nil {
+			if err := b.Run(endStranger, struct{ Victim, PID int }{v.PID, pid}, &alive); err != nil {
 				t.Fatal(err)
 			}
 			if !alive {
@@ -151,7 +200,7 @@ func TestKernelRacePIDReuse(t *testing.T) {
 		}
 	}
 	t.Run("Move", func(t *testing.T) {
-		race(t, func(pid int) error { return second(c.V1("Move", "dst", uint32(pid))) },
+		race(t, 0, nothing, func(pid int) error { return second(c.V1("Move", "dst", uint32(pid))) },
 			func(host int, err error) {
 				all := harness.CgroupsOf(host)
 				for _, h := range harness.Hierarchies() {
@@ -162,7 +211,7 @@ func TestKernelRacePIDReuse(t *testing.T) {
 			})
 	})
 	t.Run("MovePid", func(t *testing.T) {
-		race(t, func(pid int) error { return second(c.V0("MovePid", "all", "dst", int32(pid))) },
+		race(t, 0, nothing, func(pid int) error { return second(c.V0("MovePid", "all", "dst", int32(pid))) },
 			func(host int, err error) {
 				all := harness.CgroupsOf(host)
 				for _, h := range harness.Hierarchies() {
@@ -172,14 +221,14 @@ func TestKernelRacePIDReuse(t *testing.T) {
 				}
 			})
 	})
-	t.Run("Kill", func(t *testing.T) {
-		// The victim is in dst when it ends; the stranger never is.
-		race(t, func(pid int) error {
-			_, _ = c.V0("MovePid", "pids,freezer", "dst", int32(pid))
-			return second(c.V1("Kill", "dst"))
-		}, func(int, error) {})
-	})
+	// The victim is in dst when it ends; the stranger never is.
+	enter := func(pid int) error { return second(c.V0("MovePid", "pids,freezer", "dst", int32(pid))) }
+	kill := func(int) error { return second(c.V1("Kill", "dst")) }
+	t.Run("Kill", func(t *testing.T) { race(t, 0, enter, kill, func(int, error) {}) })
+	t.Run("Kill, a stranger of the same user", func(t *testing.T) { race(t, 1000, enter, kill, func(int, error) {}) })
 }
+
+func nothing(int) error { return nil }
 
 // hostPID finds the process that has a number in the container, by looking at
 // the container's cgroups.
@@ -236,29 +285,26 @@ func TestKernelRaceReplacedCgroup(t *testing.T) {
 		w.MakeIn("yard/a", 1000, 1000, pids)
 		must(os.Chown(filepath.Join(at("a"), "pids.max"), 1000, 1000))
 		request := requests[round%len(requests)]
-		jitter := time.Duration(rand.Int64N(int64(500 * time.Microsecond)))
-		res := make(chan error)
-		go func() { res <- request() }()
-		spin(jitter)
-		// Removing fails if the request has put something in: then rename.
-		if round/len(requests)%2 == 0 || os.Remove(at("a")) != nil {
-			must(os.Rename(at("a"), at("b")))
-		}
-		w.MakeIn("yard/a", 0, 0, pids)
-		w.Write(pids, "yard/a", "pids.max", "77")
-		bystander := -1
-		if round%len(requests) == len(requests)-1 {
-			// Somebody else's process for Kill to hit.
-			bystander = other.HostPID
-			w.Write(pids, "yard/a", "cgroup.procs", fmt.Sprint(bystander))
-		}
-		err := <-res
-		if why := clean(err); why != "" {
-			t.Error(why)
-		}
+		bystander := round%len(requests) == len(requests)-1
+		err := w.race(500*time.Microsecond, request, func() error {
+			// Removing fails if the request has put something in: then rename.
+			if round/len(requests)%2 == 0 || os.Remove(at("a")) != nil {
+				if err := os.Rename(at("a"), at("b")); err != nil {
+					return err
+				}
+			}
+			err := os.Mkdir(at("a"), 0o755)
+			if err == nil {
+				err = os.WriteFile(at("a/pids.max"), []byte("77"), 0)
+			}
+			if err == nil && bystander { // for Kill to hit
+				err = os.WriteFile(at("a/cgroup.procs"), []byte(fmt.Sprint(other.HostPID)), 0)
+			}
+			return err
+		})
 		outcome[err == nil]++
-		if bystander > 0 {
-			w.Write(pids, "yard", "cgroup.procs", fmt.Sprint(bystander))
+		if bystander {
+			w.Write(pids, "yard", "cgroup.procs", fmt.Sprint(other.HostPID))
 		}
 		for _, p := range w.watch {
 			if !p.Alive() {
@@ -336,14 +382,11 @@ func TestKernelRaceMovedRequestor(t *testing.T) {
 	rounds(t, 500, func(round int) {
 		name := fmt.Sprint("m", round)
 		w.PlaceIn(r, "x", pids)
-		res := make(chan error)
-		go func() { res <- second(c.V0("Create", "pids", name)) }()
-		spin(time.Duration(rand.Int64N(int64(300 * time.Microsecond))))
-		w.PlaceIn(r, "y", pids)
-		err := <-res
-		if why := clean(err); why != "" {
-			t.Error(why)
-		}
+		err := w.race(300*time.Microsecond,
+			func() error { return second(c.V0("Create", "pids", name)) },
+			func() error {
+				return os.WriteFile(filepath.Join(w.Dir(pids, "y"), "cgroup.procs"), []byte(fmt.Sprint(r.HostPID)), 0)
+			})
 		made := 0
 		for _, cg := range []string{"x", "y"} {
 			if in(cg, name) {
@@ -486,7 +529,7 @@ func TestKernelRaceTurnedSideChannel(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := r.MustDial(w.d.Sock)
-	defer func() { c.Close() }()
+	defer c.Close()
 	answers := map[string]int{}
 	drain := func(wait time.Duration) {
 		for {
@@ -509,26 +552,13 @@ func TestKernelRaceTurnedSideChannel(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		done := make(chan struct{})
-		jitter := time.Duration(rand.Int64N(int64(600 * time.Microsecond)))
-		go func() {
-			defer close(done)
-			spin(jitter)
-			_ = turner.Connect(theirsToo, path)
-		}()
-		_, err := c.V0("GetTasksRecursiveScm", "pids", "", harness.FD(theirs))
-		<-done
+		err := w.race(600*time.Microsecond,
+			func() error { return second(c.V0("GetTasksRecursiveScm", "pids", "", harness.FD(theirs))) },
+			func() error { _ = turner.Connect(theirsToo, path); return nil })
 		turner.Close(theirsToo)
-		switch {
-		case errors.Is(err, harness.ErrClosed):
-			answers["closed"]++
-			c.Close()
-			c = r.MustDial(w.d.Sock)
-		case clean(err) != "":
-			t.Error(clean(err))
-		case err != nil:
+		if err != nil {
 			answers["refused"]++
-		default:
+		} else {
 			answers["taken"]++
 		}
 		r.Close(ours)

@@ -64,7 +64,7 @@ var Hierarchies = sync.OnceValue(func() []Hierarchy {
 			}
 			h.Name = names[sorted(strings.Join(opts, ","))]
 		}
-		if h.Name == "" || seen[h.Name] || strings.HasPrefix(h.Name, "name=cgmtest") { // another test's
+		if h.Name == "" || seen[h.Name] || othersTest(h.Name) {
 			continue
 		}
 		seen[h.Name] = true
@@ -72,6 +72,10 @@ var Hierarchies = sync.OnceValue(func() []Hierarchy {
 	}
 	return hs
 })
+
+// othersTest says whether another test made the hierarchy for itself. It comes
+// and goes as that one likes.
+func othersTest(hierarchy string) bool { return strings.HasPrefix(hierarchy, "name=cgmtest") }
 
 func sorted(list string) string {
 	s := strings.Split(list, ",")

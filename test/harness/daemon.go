@@ -107,6 +107,27 @@ func (d *Daemon) Alive() bool {
 // FDs returns how many files the daemon has open.
 func (d *Daemon) FDs() int { return d.count("fd") }
 
+// Pause stops the daemon wherever it is, so that what races with it wins;
+// Resume lets it go on.
+func (d *Daemon) Pause() error {
+	if err := d.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+		return err
+	}
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+		b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID), "stat"))
+		if err != nil {
+			return err
+		}
+		if _, after, _ := strings.Cut(string(b), ") "); strings.HasPrefix(after, "T") {
+			return nil
+		}
+	}
+	return errors.New("the daemon does not stop")
+}
+
+// Resume lets a paused daemon go on.
+func (d *Daemon) Resume() error { return d.cmd.Process.Signal(unix.SIGCONT) }
+
 func (d *Daemon) count(dir string) int {
 	e, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(d.PID), dir))
 	if err != nil {
@@ -154,6 +175,7 @@ func (d *Daemon) stop() {
 		}
 	}
 	alive := d.Alive()
+	_ = d.cmd.Process.Signal(unix.SIGCONT) // a failed test may have left it paused
 	start := time.Now()
 	_ = d.cmd.Process.Signal(unix.SIGTERM)
 	select {

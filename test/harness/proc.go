@@ -1,9 +1,11 @@
 package harness
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -262,6 +264,30 @@ type Child struct {
 	// In is the other end of its standard input, Out of its output.
 	In, Out *os.File
 	p       *Proc
+	said    []byte
+	ended   bool // all is said
+}
+
+// Said returns what the child wrote up to its first zero byte, or up to the end
+// if it ended before. The error is os.ErrDeadlineExceeded if neither comes in
+// time.
+func (c *Child) Said(timeout time.Duration) (string, error) {
+	if err := c.Out.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 4096)
+	for !c.ended {
+		n, err := c.Out.Read(buf)
+		c.said = append(c.said, buf[:n]...)
+		switch {
+		case errors.Is(err, io.EOF), bytes.IndexByte(buf[:n], 0) >= 0:
+			c.ended = true
+		case err != nil:
+			return "", err
+		}
+	}
+	said, _, _ := bytes.Cut(c.said, []byte{0})
+	return string(said), nil
 }
 
 // Launch starts a program as p's child, in p's cgroups, and does not wait for
@@ -269,6 +295,10 @@ type Child struct {
 func (p *Proc) Launch(as *Cred, argv ...string) *Child {
 	p.t.Helper()
 	rp, fds := p.must(request{Op: "launch", Argv: argv, Cred: as})
+	// So that a read can be given a deadline.
+	if err := unix.SetNonblock(fds[1], true); err != nil {
+		p.t.Fatal(err)
+	}
 	return &Child{PID: rp.Num, In: os.NewFile(uintptr(fds[0]), "in"), Out: os.NewFile(uintptr(fds[1]), "out"), p: p}
 }
 
@@ -398,7 +428,8 @@ func CgroupsOf(pid int) map[string]string {
 	return ParseCgroups(string(b))
 }
 
-// ParseCgroups parses a /proc/PID/cgroup (cgroups(7)).
+// ParseCgroups parses a /proc/PID/cgroup (cgroups(7)), but for hierarchies that
+// other tests made for themselves.
 func ParseCgroups(s string) map[string]string {
 	m := map[string]string{}
 	for line := range strings.Lines(s) {
@@ -409,6 +440,9 @@ func ParseCgroups(s string) map[string]string {
 		name := f[1]
 		if name == "" {
 			name = unified
+		}
+		if othersTest(name) {
+			continue
 		}
 		m[name] = f[2]
 	}
