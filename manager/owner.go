@@ -77,12 +77,18 @@ func (c *call) chown(places []*place, subject string, o api.Owner) error {
 		}
 		changes = append(changes, change{p.dir, in(subject, p.h), d})
 		for _, name := range p.h.DelegationFiles() {
-			f, _, err := c.file(p, name, cgfs.ForFacts)
+			f, o, err := c.file(p, name, cgfs.ForFacts)
 			if errors.Is(err, unix.ENOENT) {
 				continue
 			}
 			if err != nil {
 				return c.kernel(in(subject, p.h), err)
+			}
+			d, err := c.decide(in(subject, p.h), func(who *party) privcheck.Decision {
+				return privcheck.ChownFile(who.r, p.of(who), o, to.uid, to.gid, to.unmapped)
+			})
+			if err != nil {
+				return err
 			}
 			changes = append(changes, change{f, in(subject, p.h), d})
 		}

@@ -201,6 +201,17 @@ func Chown(r Requestor, p Place, uid, gid uint32, unmapped bool) Decision {
 	return allow("5 root")
 }
 
+// ChownFile answers clause 5 for a file that changes hands with p.Dir. One that
+// was left to somebody outside r's user namespace stays theirs: who has the
+// directory alone was not given the right over the tasks in it.
+func ChownFile(r Requestor, p Place, file Object, uid, gid uint32, unmapped bool) Decision {
+	d := Chown(r, p, uid, gid, unmapped)
+	if d.allowed && !r.rootOver(file) {
+		return deny("5 owner", "the present owner of a file in it is not mapped in your user namespace")
+	}
+	return d
+}
+
 // Chmod answers clause 5 for obj, p.Dir or a file in it, and a new mode.
 func Chmod(r Requestor, p Place, obj Object, mode uint32) Decision {
 	if mode&^uint32(modePerm) != 0 {
