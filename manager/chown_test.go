@@ -25,7 +25,8 @@ func TestKernelChownOfFilesThatTheHostKept(t *testing.T) {
 	if err := os.Chown(dir, 100000, 100000); err != nil {
 		t.Fatal(err)
 	}
-	pid := cgtest.Child(t, "unshare", "--user", "--map-users=100000,0,65536", "--map-groups=100000,0,65536", "sleep", "300")
+	pid := cgtest.Child(t, "setpriv", "--reuid", "100000", "--regid", "100000", "--clear-groups",
+		"unshare", "--user", "--map-root-user", "sleep", "300")
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +58,7 @@ func TestKernelChownOfFilesThatTheHostKept(t *testing.T) {
 	if _, err := m.Create0(rq, "freezer", "below"); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Chown0(rq, "freezer", "below", api.Owner{UID: 1000, GID: 1000}); err != nil {
+	if err := m.Chown0(rq, "freezer", "below", api.Owner{UID: 0, GID: 0}); err != nil {
 		t.Errorf("Chown of what it made: %v", err)
 	}
 }
