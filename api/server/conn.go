@@ -43,7 +43,7 @@ type conn struct {
 	buffered  int // charged
 	exchanges map[*exchange]struct{}
 	starting  []*exchange // to be started when their calls are answered
-	wait      deadline    // for the handshake, or for out to be read
+	wait      deadline    // for the handshake, the rest of a message, or for out to be read
 }
 
 // open takes over an accepted socket. Called with mu held.
@@ -310,6 +310,7 @@ func (c *conn) advance(in, out []byte) []byte {
 		if err == nil && (n == 0 || n > len(in)) {
 			break
 		}
+		c.wait.stop()
 		var m wire.Message
 		if err == nil {
 			err = m.Decode(in[:n])
@@ -350,6 +351,9 @@ func (c *conn) advance(in, out []byte) []byte {
 	}
 	c.starting = nil
 	if !c.busy && len(c.out) == 0 && !c.closed {
+		if c.auth == nil && len(in) > 0 && c.wait.list == nil {
+			c.s.start(&c.wait, &c.s.stalls)
+		}
 		c.watch(unix.EPOLLIN)
 		c.retire()
 	}

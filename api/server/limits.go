@@ -38,8 +38,8 @@ type Limits struct {
 	Changes, Burst float64
 	// Handshake is how long a handshake may take. 10 s.
 	Handshake time.Duration
-	// Stall is how long an answer may wait for a peer that does not read.
-	// 10 s.
+	// Stall is how long an answer may wait for a peer that does not read, and
+	// half a message for its rest. 10 s.
 	Stall time.Duration
 	// Exchange is how long a side channel exchange may wait for the peer's
 	// credentials, and then again for it to read the result. 3 s.
