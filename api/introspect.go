@@ -21,7 +21,7 @@ func Introspect(path string) (string, bool) {
 		return b.String(), true
 	}
 	rest, ok := strings.CutPrefix(ObjectPath, strings.TrimSuffix(path, "/")+"/")
-	if !ok || path != "/" && strings.HasSuffix(path, "/") {
+	if !ok || path == "" || path != "/" && strings.HasSuffix(path, "/") {
 		return "", false
 	}
 	child, _, _ := strings.Cut(rest, "/")

@@ -20,7 +20,7 @@ import (
 
 // asUser runs f on a thread whose effective and saved uid is uid: what the
 // kernel puts on the sockets that f makes and connects.
-func asUser(t *testing.T, uid int, f func()) {
+func asUser(t testing.TB, uid int, f func()) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")

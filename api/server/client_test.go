@@ -22,7 +22,7 @@ import (
 // and must then have left nothing behind.
 type testServer struct {
 	*Server
-	t       *testing.T
+	t       testing.TB
 	path    string
 	backend *fakeBackend
 	cancel  context.CancelFunc
@@ -30,7 +30,7 @@ type testServer struct {
 	stopped bool
 }
 
-func serve(t *testing.T, b *fakeBackend, l Limits) *testServer {
+func serve(t testing.TB, b *fakeBackend, l Limits) *testServer {
 	t.Helper()
 	fds, goroutines := countFDs(t), runtime.NumGoroutine()
 	dir := t.TempDir()
@@ -80,21 +80,21 @@ func (ts *testServer) stop() {
 	}
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
 }
 
-func countFDs(t *testing.T) int {
+func countFDs(t testing.TB) int {
 	t.Helper()
 	d, err := os.ReadDir("/proc/self/fd")
 	must(t, err)
 	return len(d)
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for range 300 {
 		if ok() {
@@ -107,7 +107,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // client is the client's end of a connection, byte by byte.
 type client struct {
-	t      *testing.T
+	t      testing.TB
 	fd     int
 	closed bool
 	serial uint32

@@ -15,13 +15,13 @@ import (
 
 // side is the caller's end of a side channel.
 type side struct {
-	t    *testing.T
+	t    testing.TB
 	mine int
 	// passed is the daemon's end, which the caller usually closes.
 	passed int
 }
 
-func newSide(t *testing.T, kind int) *side {
+func newSide(t testing.TB, kind int) *side {
 	t.Helper()
 	p, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
 	must(t, err)

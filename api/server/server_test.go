@@ -327,7 +327,7 @@ func TestDeadlines(t *testing.T) {
 	done.ok(ping(), "")
 }
 
-func pipe(t *testing.T) (r, w int) {
+func pipe(t testing.TB) (r, w int) {
 	t.Helper()
 	var p [2]int
 	must(t, unix.Pipe2(p[:], unix.O_CLOEXEC))

@@ -1,0 +1,165 @@
+package server
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+)
+
+// stuckFile returns a file of a file system in user space that never answers
+// FLUSH: close waits for ever. give up makes the file system go away, and with
+// it the waiting.
+func stuckFile(t *testing.T) (file int, giveUp func()) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	must(t, err)
+	var gone atomic.Bool
+	served := make(chan struct{})
+	dir := t.TempDir()
+	type opened struct {
+		fd  int
+		err error
+	}
+	done := make(chan opened)
+	go func() {
+		runtime.LockOSThread() // a mount namespace of its own; the thread ends with it
+		open := func() (int, error) {
+			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+				return 0, err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return 0, err
+			}
+			options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", dev)
+			if err := unix.Mount("cgmtest", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+				return 0, err
+			}
+			go func() { // not before: there is nothing to read
+				defer close(served)
+				serveFUSE(t, dev, &gone)
+			}()
+			return unix.Open(dir+"/file", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		}
+		fd, err := open()
+		done <- opened{fd, err}
+	}()
+	o := <-done
+	must(t, o.err)
+	return o.fd, func() {
+		gone.Store(true)
+		<-served
+		_ = unix.Close(o.fd) // ENOTCONN
+	}
+}
+
+// serveFUSE answers what it takes to open a file (linux/fuse.h), and nothing
+// to FLUSH, until it is to be gone.
+func serveFUSE(t *testing.T, dev int, gone *atomic.Bool) {
+	defer unix.Close(dev)
+	const (
+		lookup, getattr, open, release, flush, initialize = 1, 3, 14, 18, 25, 26
+	)
+	order := binary.NativeEndian
+	attr := func(ino uint64, mode uint32) []byte {
+		b := make([]byte, 88)
+		order.PutUint64(b, ino)
+		order.PutUint32(b[60:], mode)
+		order.PutUint32(b[64:], 1)
+		return b
+	}
+	for buf := make([]byte, 1<<17); ; {
+		if gone.Load() {
+			return
+		}
+		p := []unix.PollFd{{Fd: int32(dev), Events: unix.POLLIN}}
+		if n, err := unix.Poll(p, 20); n == 0 || err != nil {
+			continue
+		}
+		if _, err := unix.Read(dev, buf); err != nil {
+			continue // interrupted, or withdrawn
+		}
+		opcode, unique, node := order.Uint32(buf[4:]), order.Uint64(buf[8:]), order.Uint64(buf[16:])
+		var body []byte
+		code := int32(0)
+		switch opcode {
+		case initialize:
+			body = make([]byte, 64)
+			order.PutUint32(body, 7)
+			order.PutUint32(body[4:], 31)
+			order.PutUint32(body[20:], 4096)
+		case getattr:
+			mode := uint32(unix.S_IFDIR | 0o755)
+			if node == 2 {
+				mode = unix.S_IFREG | 0o666
+			}
+			body = append(make([]byte, 16), attr(node, mode)...)
+		case lookup:
+			body = make([]byte, 40)
+			order.PutUint64(body, 2)
+			body = append(body, attr(2, unix.S_IFREG|0o666)...)
+		case open:
+			body = make([]byte, 16)
+		case release:
+		case flush:
+			continue
+		default:
+			code = -int32(unix.ENOSYS)
+		}
+		head := make([]byte, 16, 16+len(body))
+		order.PutUint32(head, uint32(16+len(body)))
+		order.PutUint32(head[4:], uint32(code))
+		order.PutUint64(head[8:], unique)
+		if _, err := unix.Write(dev, append(head, body...)); err != nil && !errors.Is(err, unix.ENOENT) {
+			t.Logf("fuse: opcode %d: %v", opcode, err)
+		}
+	}
+}
+
+// Files whose close never returns hold up their own account's closers alone.
+func TestStuckFiles(t *testing.T) {
+	ts := serve(t, &fakeBackend{accounts: byUID}, Limits{AccountClosers: 2, ForeignFDs: 300})
+	file, giveUp := stuckFile(t)
+	defer giveUp()
+	c := ts.loginAs(1000)
+	c.expect(fmt.Sprintf(loggedIn, ts.guid))
+	for range 48 { // 300-253, and one
+		c.fails(scm("Create", "m", "x"), "InvalidArgs", "not an end of an unnamed socket pair", file)
+	}
+	if n := ts.Stats().ForeignFDs; n != 48 {
+		t.Errorf("%d descriptors are open: is the file stuck at all?", n)
+	}
+	c.ok(ping(), "")
+	ts.serves()
+	// Nobody else's descriptors are behind them in the queue.
+	other := ts.login()
+	s := newSide(t, unix.SOCK_DGRAM)
+	s.begin(other, scm("Create", "m", "x"))
+	s.expect("1")
+	s.cred(os.Getpid(), 0, 0)
+	s.expect("1")
+	eventually(t, "the other's is closed", func() bool { return ts.Stats().ForeignFDs == 48 })
+	// The account may pass no more, but can still call.
+	refused := ts.loginAs(1000)
+	refused.expect(fmt.Sprintf(loggedIn, ts.guid))
+	refused.write(refused.encode(scm("Create", "m", "x")), file)
+	refused.expectClosed()
+	c.ok(to(api.Interface1, "ListTasks", "x"), "auu")
+	// Not even these hold up the end.
+	start := time.Now()
+	ts.stop()
+	if d := time.Since(start); d > time.Second {
+		t.Errorf("the end took %v", d)
+	}
+}
