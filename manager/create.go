@@ -126,6 +126,15 @@ func (c *call) create(p *creation, u *undo) (bool, error) {
 		return false, err
 	}
 	u.add(release)
+	paths := make([]string, len(names))
+	for i, at := 0, p.at.path; i < len(names); i++ {
+		at = join(at, names[i])
+		paths[i] = at
+	}
+	if release, err = c.m.ledger.charge(c, p.at.h, paths); err != nil {
+		return false, err
+	}
+	u.add(release)
 	for i, name := range names {
 		if len(p.enable) > 0 && p.at.h.Version() == cgfs.V2 {
 			// As far as the kernel lets: where a cgroup with tasks of its own

@@ -41,6 +41,7 @@ type Manager struct {
 	log      *logrus.Logger
 	maxDepth int
 	quota    *quota
+	ledger   *ledger
 	reaper   *reaper
 	moving   sync.Mutex // held from the last look at a task to its move
 	// refusals bounds the audit lines of refusals; unwritten counts those
@@ -66,6 +67,7 @@ func New(c Config) (*Manager, error) {
 		m.maxDepth = DefaultMaxDepth
 	}
 	m.quota = newQuota(c.MaxCgroups)
+	m.ledger = newLedger(m.quota.max)
 	if m.reaper, err = newReaper(m.set, m.log); err != nil {
 		return nil, err
 	}
