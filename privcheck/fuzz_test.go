@@ -123,8 +123,11 @@ var overTask = []named{
 
 // escapes says in the plainest way who escapes a limit of the cgroups above.
 func escapes(r Requestor, above []Object) bool {
+	if r.UID == 0 && r.SysAdmin && r.SameUserNS && r.SamePIDNS && r.SameCgroupNS {
+		return false
+	}
 	for _, dir := range above {
-		if !dir.Hierarchical && !(r.UID == 0 && r.SysAdmin && r.SameUserNS && r.SamePIDNS && r.SameCgroupNS) {
+		if !dir.Hierarchical {
 			return true
 		}
 	}
