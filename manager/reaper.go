@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cgmanager/cgfs"
+	"cgmanager/privcheck"
 )
 
 // The mark of RemoveOnEmpty and its values. It stays in the kernel, on the
@@ -181,12 +182,14 @@ func (r *reaper) changed(h *cgfs.Hierarchy, path string, filled bool) {
 	}
 }
 
-// gone tells that a cgroup was removed.
+// gone tells that a cgroup was removed, with what was below it.
 func (r *reaper) gone(h *cgfs.Hierarchy, path string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if w, ok := r.watched[watchKey{h, path}]; ok {
-		r.forgetLocked(w)
+	for k, w := range r.watched {
+		if k.h == h && privcheck.Below(path, k.path) {
+			r.forgetLocked(w)
+		}
 	}
 }
 
