@@ -2,6 +2,8 @@ package manager_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -34,5 +36,23 @@ func TestKernelManyKeys(t *testing.T) {
 	err := m.SetValue(rq, n, map[string]string{"devices_whitelist": rules, "devices_blacklist": rules, "devices.deny": "c 1:3 r"})
 	if kind(err) != api.Limit {
 		t.Errorf("SetValue of 513 writes: %v, want a refusal", err)
+	}
+}
+
+// Each level of a walk holds a descriptor.
+func TestKernelDeepTree(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	m := newManager(t)
+	rq := self(t, m)
+	n := name(t)
+	dir := filepath.Join(own(t, "freezer"), n)
+	for range 140 {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		dir = filepath.Join(dir, "x")
+	}
+	if _, err := m.GetTasksRecursive0(rq, "freezer", n); kind(err) != api.Limit {
+		t.Errorf("GetTasksRecursive: %v, want a refusal", err)
 	}
 }

@@ -313,7 +313,8 @@ func (k *killing) freeze() (thaw func(died bool)) {
 				// time to, and nothing in it runs, because SIGKILL is pending.
 				k.thaw(p)
 				_ = k.awaitEmpty(p)
-				ctx, cancel := context.WithDeadline(context.Background(), k.deadline)
+				// Also past the deadline: it was not ours to thaw for good.
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 				err := p.dir.Freeze(ctx)
 				cancel()
 				if err != nil {

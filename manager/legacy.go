@@ -560,6 +560,9 @@ func (m *Manager) GetTasksRecursive0(rq *api.Request, controller, cgroup string)
 // tasksBelow returns the tasks in a cgroup and in those below it that every
 // party may read.
 func (c *call) tasksBelow(p *place, subject string) ([]int32, error) {
+	if len(p.chain) > maxLevels {
+		return nil, api.Errorf(api.Limit, "%s %s: more than %d levels of cgroups", c.op, subject, maxLevels)
+	}
 	all, err := c.tasks([]*place{p}, "tasks", subject)
 	if err != nil {
 		return nil, err
@@ -588,6 +591,10 @@ func (c *call) tasksBelow(p *place, subject string) ([]int32, error) {
 	}
 	return all, nil
 }
+
+// maxLevels bounds how deep GetTasksRecursive goes: each level holds a
+// descriptor, and who has the file system itself can make any number.
+const maxLevels = 128
 
 // maxTasks bounds an answer: as int32 it must fit into a message.
 const maxTasks = 15 << 10

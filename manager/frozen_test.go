@@ -1,0 +1,60 @@
+package manager_test
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"cgmanager/api"
+	"cgmanager/cgfs/cgtest"
+)
+
+// Kill has to thaw what somebody else froze, or its tasks would not die; in the
+// end it is frozen again, also where Kill gives up because it does not get
+// empty.
+func TestKernelKillLeavesFrozen(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	m := newManager(t)
+	rq := self(t, m)
+	if own(t, "freezer") != cgtest.Mount(t, "freezer") {
+		t.Skip("the test is not in the freezer's root")
+	}
+	n := cgtest.Name(t)
+	dir := filepath.Join(cgtest.Mount(t, "freezer"), n)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(file, value string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(value), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("cgroup.procs", strconv.Itoa(cgtest.Child(t)))
+	write("freezer.state", "FROZEN")
+	second := strconv.Itoa(cgtest.Child(t))
+	entered := make(chan error, 1)
+	go func() {
+		for range 5000 {
+			if b, err := os.ReadFile(filepath.Join(dir, "freezer.state")); err == nil && strings.TrimSpace(string(b)) == "THAWED" {
+				entered <- os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(second), 0)
+				return
+			}
+			time.Sleep(50 * time.Microsecond)
+		}
+		entered <- nil
+	}()
+	err := m.Kill(rq, n)
+	if err != nil && kind(err) != api.Busy {
+		t.Errorf("Kill: %v", err)
+	}
+	if err := <-entered; err != nil {
+		t.Fatal(err)
+	}
+	if s := read(t, filepath.Join(dir, "freezer.self_freezing")); s != "1" {
+		t.Errorf("the cgroup that somebody froze is %s (Kill: %v)", read(t, filepath.Join(dir, "freezer.state")), err)
+	}
+}
