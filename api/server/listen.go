@@ -4,6 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -134,6 +137,12 @@ func isStale(path string) (bool, error) {
 		return false, os.NewSyscallError("socket", err)
 	}
 	err = unix.Connect(fd, &unix.SockaddrUnix{Name: path})
+	if err == nil {
+		// Who called listen, and may be no more than a thread in close.
+		if cred, cerr := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); cerr == nil && Defunct(int(cred.Pid)) {
+			err = unix.ECONNREFUSED
+		}
+	}
 	if cerr := unix.Close(fd); cerr != nil {
 		return false, cerr
 	}
@@ -144,6 +153,32 @@ func isStale(path string) (bool, error) {
 		return false, ErrInUse // EAGAIN: its backlog is full
 	}
 	return false, os.NewSyscallError("connect", err)
+}
+
+// Defunct reports whether a process was killed or has ended, but is still there
+// because the kernel holds up a thread of it, as a stranger's file system can in
+// close. Its sockets and locks stay for as long, and nobody serves them. It is
+// false for a process that cannot be looked at.
+func Defunct(pid int) bool {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status")) //nolint:forbidigo // The kernel's own path.
+	if err != nil || pid <= 0 {
+		return false
+	}
+	const kill = 1 << (unix.SIGKILL - 1)
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+		switch name {
+		case "State":
+			if strings.HasPrefix(value, "Z") || strings.HasPrefix(value, "X") {
+				return true
+			}
+		case "SigPnd", "ShdPnd": // the kernel's way of ending each thread
+			if set, err := strconv.ParseUint(value, 16, 64); err == nil && set&kill != 0 {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // FromFile returns the listening socket f, which a service manager made. It is

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -110,18 +111,70 @@ func lock(dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	st, err := os.Lstat(dir)
 	if err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another cgmanager is running (it holds the lock in %s; hint: end it first)", dir)
-		}
+	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || !st.IsDir() || sys.Uid != 0 {
+		return nil, fmt.Errorf("state directory %s: must be a directory of root's own", dir)
+	}
+	// It may have been there before; who can open it can lock it.
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	// One at a time: a lock may have to be replaced.
+	guard, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	defer guard.Close()
+	if err := unix.Flock(int(guard.Fd()), unix.LOCK_EX); err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
 	}
-	return func() { _ = f.Close() }, nil
+	name := filepath.Join(dir, "lock")
+	for {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		pid := holder(f)
+		_ = f.Close()
+		switch {
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return nil, fmt.Errorf("lock the state directory: %w", err)
+		case !server.Defunct(pid):
+			return nil, fmt.Errorf("another cgmanager is running (it holds the lock in %s; hint: end it first)", dir)
+		}
+		// The kernel cannot end the last of it, nor let go of its lock.
+		if err := os.Remove(name); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
+	}
+}
+
+// holder returns the process that holds a lock on f, or 0 (proc_locks(5)).
+func holder(f *os.File) int {
+	var st unix.Stat_t
+	locks, err := os.ReadFile("/proc/locks")
+	if err != nil || unix.Fstat(int(f.Fd()), &st) != nil {
+		return 0
+	}
+	file := fmt.Sprintf("%02x:%02x:%d", unix.Major(st.Dev), unix.Minor(st.Dev), st.Ino)
+	for line := range strings.Lines(string(locks)) {
+		// 1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF
+		l := strings.Fields(line)
+		if len(l) < 6 || l[1] != "FLOCK" || l[5] != file {
+			continue
+		}
+		if pid, err := strconv.Atoi(l[4]); err == nil {
+			return pid
+		}
+	}
+	return 0
 }
 
 // serveUntil serves until a signal comes, answers what was accepted, and

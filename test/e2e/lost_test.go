@@ -89,6 +89,27 @@ func (s *service) serve() *service {
 	return nil
 }
 
+// answers reports whether it is this daemon that answers.
+func (s *service) answers() bool {
+	fd, err := dialRaw(s.sock)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	return err == nil && int(cred.Pid) == s.pid && pinged(s.sock) == nil
+}
+
+// ended reports whether it ended, waited for or not.
+func (s *service) ended() (bool, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.pid))
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist), err
+	}
+	_, after, _ := strings.Cut(string(b), ") ")
+	return strings.HasPrefix(after, "Z"), nil
+}
+
 // kill9 is what no daemon can prepare for.
 func (s *service) kill9() {
 	s.t.Helper()
