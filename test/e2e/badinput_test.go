@@ -469,9 +469,15 @@ func TestKernelBadInputSignatures(t *testing.T) {
 	} {
 		for _, member := range members {
 			for _, args := range [][]any{
-				{byte(1)}, {int64(1), "x"}, {"x", "x", "x", "x", "x", "x"},
-				{dbus.MakeVariant("memory"), "x"}, {[]any{}}, {3.5}, {map[string]string{"a": "b"}},
-				{struct{ A, B string }{"memory", "x"}}, {true, true, true},
+				{byte(1)},
+				{int64(1), "x"},
+				{"x", "x", "x", "x", "x", "x"},
+				{dbus.MakeVariant("memory"), "x"},
+				{[]any{}},
+				{3.5},
+				{map[string]string{"a": "b"}},
+				{struct{ A, B string }{"memory", "x"}},
+				{true, true, true},
 			} {
 				name, text := ask(iface, member, args...)
 				if name != "InvalidArgs" || text != "Invalid arguments to "+member+" method" {

@@ -95,7 +95,7 @@ var godbusClient = harness.Inside("godbus", func(a godbusArgs) ([]string, error)
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	if err := conn.Auth(nil); err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ var godbusClient = harness.Inside("godbus", func(a godbusArgs) ([]string, error)
 	refused := o.Call(harness.V1+".Delete", 0, "nosuch").Err
 	e, ok := errors.AsType[dbus.Error](refused)
 	if !ok {
-		return nil, fmt.Errorf("Delete: %v", refused)
+		return nil, fmt.Errorf("the answer to Delete: %w", refused)
 	}
 	return []string{fmt.Sprint(existed), values["pids.limit"], version.String(), e.Name}, nil
 })
