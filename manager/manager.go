@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
@@ -43,7 +42,7 @@ type Manager struct {
 	quota    *quota
 	ledger   *ledger
 	reaper   *reaper
-	moving   sync.Mutex // held from the last look at a task to its move
+	moving   processLocks // held from the last look at a task to its move
 	// refusals bounds the audit lines of refusals; unwritten counts those
 	// since the last one.
 	refusals  *rate.Limiter
