@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -58,7 +59,7 @@ type victim struct {
 	subject string // the caller's own word for it
 	members []identity.Member
 	tasks   []privcheck.Task // of each member; Cgroup is set for each hierarchy
-	visible map[*party]bool
+	visible []bool           // of each party
 }
 
 // victim opens a handle on the task that the requestor names, and makes sure
@@ -108,12 +109,10 @@ func (c *call) gather(v *victim) error {
 	for i := range ms {
 		v.tasks = append(v.tasks, privcheck.Task{UIDs: ms[i].UIDs[:]})
 	}
-	if v.visible == nil {
-		v.visible = make(map[*party]bool, len(c.parties))
-	}
+	v.visible = v.visible[:0]
 	for i := range c.parties {
-		p := &c.parties[i]
-		_, v.visible[p] = c.m.host.PIDIn(p.proc, v.ID())
+		_, ok := c.m.host.PIDIn(c.parties[i].proc, v.ID())
+		v.visible = append(v.visible, ok)
 	}
 	if !v.Alive() {
 		return c.kernel(v.subject, identity.ErrGone)
@@ -122,10 +121,14 @@ func (c *call) gather(v *victim) error {
 }
 
 // task is the i-th thread of v as a party sees it in h.
-func (*call) task(v *victim, i int, h *cgfs.Hierarchy, who *party) privcheck.Task {
+func (c *call) task(v *victim, i int, h *cgfs.Hierarchy, who *party) privcheck.Task {
 	t := v.tasks[i]
 	t.Cgroup, _ = v.members[i].Cgroups.Path(h)
-	t.Visible = v.visible[who]
+	for j := range c.parties {
+		if who == &c.parties[j] {
+			t.Visible = v.visible[j]
+		}
+	}
 	return t
 }
 
@@ -305,7 +308,10 @@ func (c *call) unmoved(v *victim, steps []step) error {
 		return c.kernel(v.subject, err)
 	}
 	facts := func(m *identity.Member) string {
-		b := fmt.Append(nil, m.UIDs)
+		b := make([]byte, 0, 256)
+		for _, uid := range m.UIDs {
+			b = binary.NativeEndian.AppendUint32(b, uid)
+		}
 		for i := range steps {
 			at, _ := m.Cgroups.Path(steps[i].dst.h)
 			b = append(append(b, at...), 0)
