@@ -490,7 +490,7 @@ func TestKernelImpostorSetuidKill(t *testing.T) {
 				for _, h := range hs {
 					w.Write(h, "yard/"+cg, "cgroup.procs", fmt.Sprint(v.PID))
 				}
-				err := w.race(2500*time.Microsecond,
+				err := w.race(5*time.Millisecond,
 					func() error { return second(c.V1("Kill", cg)) },
 					func() error { return becomeRoot(v) })
 				rec, werr := v.Said(5 * time.Second)
