@@ -39,8 +39,8 @@ ctypes.CDLL(None).pthread_exit(None)`
 func TestKernelFirstThreadExited(t *testing.T) {
 	cgtest.Require(t, cgtest.Root, cgtest.V1)
 	m := newManager(t)
-	mount := cgtest.Mount(t, "freezer")
-	n := "/" + cgtest.Name(t)
+	mount := own(t, "freezer")
+	n := "/" + name(t)
 	const uid = 61000
 	for _, d := range []string{n, n + "/own", n + "/jail"} {
 		if err := os.Mkdir(mount+d, 0o755); err != nil {
@@ -68,13 +68,6 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	}
 
 	// What is left of such a process is moved and judged like any other.
-	b, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(b), ":freezer:/\n") {
-		t.Skip("the test is not in the freezer's root")
-	}
 	me := api.Cred{PID: int32(os.Getpid()), UID: uid, GID: uid}
 	if peer, err = m.Open(me, -1); err != nil {
 		t.Fatal(err)

@@ -63,7 +63,7 @@ func own(t testing.TB, controller string) string {
 	}
 	for line := range strings.Lines(string(b)) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if controller == "unified" && f[0] == "0" || f[1] == controller {
+		if controller == "unified" && f[0] == "0" || slices.Contains(strings.Split(f[1], ","), controller) {
 			return filepath.Join(cgtest.Mount(t, controller), f[2])
 		}
 	}
