@@ -171,8 +171,8 @@ func (k *killing) with(pid int32, f func(v *victim) error) error {
 		return nil
 	}
 	defer t.Close()
-	if err := f(&victim{Task: t, subject: "a task in " + k.subject}); !errors.Is(err, identity.ErrGone) {
-		return err
+	if err := f(&victim{Task: t, subject: "a task in " + k.subject}); err != nil && !errors.Is(err, identity.ErrGone) {
+		return k.kernel(k.subject, err)
 	}
 	return nil
 }
@@ -191,8 +191,10 @@ func (k *killing) stop(pids []int32) (stopped []int32, err error) {
 			if was, err := v.Stopped(); err != nil || was {
 				return err
 			}
-			if err := unix.PidfdSendSignal(v.PidFD(), unix.SIGSTOP, nil, 0); err != nil {
-				return nil // it has ended
+			if err := unix.PidfdSendSignal(v.PidFD(), unix.SIGSTOP, nil, 0); errors.Is(err, unix.ESRCH) {
+				return identity.ErrGone
+			} else if err != nil {
+				return err
 			}
 			stopped = append(stopped, pid)
 			if err := k.awaitStop(v); err != nil {

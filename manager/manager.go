@@ -336,7 +336,7 @@ func (c *call) nested() error {
 			return c.unknown(p.role, err)
 		}
 		if !ok {
-			c.refused("", privcheck.Decision{}, "proxy does not enclose the requestor")
+			c.refused("", p.role, privcheck.Decision{}, "the requestor's namespaces do not lie within the proxy's")
 			return api.Errorf(api.Denied, "%s: the requestor's namespaces do not lie within the proxy's", c.op)
 		}
 	}
@@ -354,7 +354,7 @@ func (c *call) decide(subject string, question func(p *party) privcheck.Decision
 		p := &c.parties[i]
 		d := question(p)
 		if !d.Allowed() {
-			c.refused(subject, d, string(p.role))
+			c.refused(subject, p.role, d, d.Reason())
 			reason := d.Reason()
 			if i > 0 {
 				reason = string(p.role) + ": " + reason
@@ -395,8 +395,9 @@ const (
 	refusalBurst = 200
 )
 
-// refused writes the audit line of a refusal.
-func (c *call) refused(subject string, d privcheck.Decision, who string) {
+// refused writes the audit line of a refusal; who is the party that was not
+// entitled.
+func (c *call) refused(subject string, who role, d privcheck.Decision, reason string) {
 	if !c.m.log.IsLevelEnabled(logrus.WarnLevel) {
 		return
 	}
@@ -405,7 +406,7 @@ func (c *call) refused(subject string, d privcheck.Decision, who string) {
 		return
 	}
 	f := c.fields(subject, d)
-	f["party"], f["reason"] = who, d.Reason()
+	f["party"], f["reason"] = who, reason
 	if n := c.m.unwritten.Swap(0); n > 0 {
 		f["unwritten"] = n
 	}

@@ -375,7 +375,7 @@ func (c *call) verify(v *victim) error {
 	}
 	for _, uids := range now {
 		if !known[uids] {
-			c.refused(v.subject, privcheck.Decision{}, "victim changed its uid meanwhile")
+			c.refused(v.subject, requestor, privcheck.Decision{}, "the task changed its user while it was moved")
 			return api.Errorf(api.Denied, "%s %s: the task changed its user while it was moved", c.op, v.subject)
 		}
 	}

@@ -319,7 +319,7 @@ func (c *call) existing(name string) ([]*place, error) {
 		return ps, nil
 	}
 	if !placed {
-		c.refused(quote(name), privcheck.Decision{}, "not placed in any hierarchy")
+		c.refused(quote(name), requestor, privcheck.Decision{}, "not placed in any hierarchy")
 		return nil, api.Errorf(api.Denied, "%s %q: you are in no cgroup of your own in any hierarchy", c.op, name).
 			WithHint("whoever started the container has to put it into a cgroup first")
 	}

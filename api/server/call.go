@@ -111,7 +111,9 @@ func (c *conn) spend() bool {
 	return ok
 }
 
-var errTooManyChanges = api.Errorf(api.Limit, "too many changes a second")
+func tooManyChanges(mt *method) error {
+	return api.Errorf(api.Limit, "%s: too many changes a second", mt.Name).WithHint("wait a second")
+}
 
 // job is a request that the Backend answers, as a task.
 type job struct {
@@ -128,7 +130,7 @@ type job struct {
 func (c *conn) submit(mt *method, m *wire.Message, a *args, fd int, out []byte) []byte {
 	if mt.Changes && !c.spend() {
 		if m.WantsReply() {
-			out = c.s.appendFailure(out, mt.iface, c.nextSerial(), m.Serial, errTooManyChanges)
+			out = c.s.appendFailure(out, mt.iface, c.nextSerial(), m.Serial, tooManyChanges(mt))
 		}
 		if fd >= 0 {
 			c.s.closeForeign(c.accounts, []int{fd})

@@ -33,22 +33,17 @@ type exchange struct {
 	ended  bool
 }
 
-// errNotSidePair: the daemon writes to nothing that has a name, or that
-// another user made.
-var errNotSidePair = api.Errorf(api.Invalid, "the file descriptor is not an end of an unnamed socket pair of the caller's own")
-
-var errTooManyExchanges = api.Errorf(api.Limit, "too many calls wait for their credentials")
-
 // exchange starts the side channel of a call, which is answered at once, as
 // the original does. It reports whether it keeps fd. Called with mu held.
 func (c *conn) exchange(mt *method, m *wire.Message, a *args, fd int, out []byte) ([]byte, bool) {
-	err := c.checkSidePair(fd)
+	var err error
 	switch {
-	case err != nil:
+	case !c.isSidePair(fd):
+		err = api.Errorf(api.Invalid, "%s: the file descriptor is not an end of an unnamed socket pair of the caller's own", mt.Name)
 	case !c.roomForExchange():
-		err = errTooManyExchanges
+		err = api.Errorf(api.Limit, "%s: too many calls wait for their credentials", mt.Name).WithHint("answer the kicks first")
 	case mt.Changes && !c.spend():
-		err = errTooManyChanges
+		err = tooManyChanges(mt)
 	}
 	if err != nil {
 		if m.WantsReply() {
@@ -83,29 +78,27 @@ func (c *conn) roomForExchange() bool {
 	return true
 }
 
-// checkSidePair checks that fd is a connected Unix socket without a name on
+// isSidePair reports whether fd is a connected Unix socket without a name on
 // either side that a process of the opener's uid made, and has the kernel pass
-// credentials over it. None of what it asks can block, whatever fd is.
-func (c *conn) checkSidePair(fd int) error {
+// credentials over it: the daemon writes to nothing else. None of what it asks
+// can block, whatever fd is.
+func (c *conn) isSidePair(fd int) bool {
 	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	if err != nil || domain != unix.AF_UNIX {
-		return errNotSidePair
+		return false
 	}
 	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil || kind != unix.SOCK_DGRAM && kind != unix.SOCK_STREAM {
-		return errNotSidePair
+		return false
 	}
 	if !unnamed(unix.SYS_GETSOCKNAME, fd) || !unnamed(unix.SYS_GETPEERNAME, fd) {
-		return errNotSidePair
+		return false
 	}
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil || cred.Pid <= 0 || cred.Uid != c.opener.UID {
-		return errNotSidePair
+		return false
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
-		return errNotSidePair
-	}
-	return nil
+	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1) == nil
 }
 
 // unnamed reports whether a Unix socket, or its peer, has no name: an address

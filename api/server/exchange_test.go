@@ -272,7 +272,7 @@ func TestScmForeignSockets(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.t = t
-			c.fails(scm("Create", "m", "x"), "InvalidArgs", "invalid request: the file descriptor is not an end of an unnamed socket pair", fd)
+			c.fails(scm("Create", "m", "x"), "InvalidArgs", "invalid request: CreateScm: the file descriptor is not an end of an unnamed socket pair", fd)
 		})
 	}
 	c.t = t

@@ -114,8 +114,8 @@ type account struct {
 	refilled                     time.Time
 }
 
-// spend takes n changes from the account's allowance and reports whether
-// there were as many.
+// spend takes one change from the account's allowance and reports whether
+// there was one.
 func (a *account) spend(l *Limits, now time.Time) bool {
 	a.tokens = min(l.Burst, a.tokens+l.Changes*now.Sub(a.refilled).Seconds())
 	a.refilled = now
