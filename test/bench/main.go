@@ -190,13 +190,13 @@ func (cs connections) close() {
 	}
 }
 
-// settle is how long the daemon's runtime takes to stop its own helpers after
-// a load.
-const settle = 5 * time.Second
+// settle is how long the daemon takes to come to rest: its own deadlines are
+// of 10 s, and the runtime gives memory back that the load has left.
+const settle = 15 * time.Second
 
 // wakeUps counts how often the daemon runs while nobody asks it anything.
 func wakeUps(ctx context.Context, o options, w io.Writer, d *daemon) error {
-	if err := sleep(ctx, min(o.idle, settle)); err != nil {
+	if err := sleep(ctx, settle); err != nil {
 		return err
 	}
 	before, err := d.switches()
