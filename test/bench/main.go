@@ -39,7 +39,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "measure the requests whose `name` contains this")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of which a figure is the median")
 	flag.DurationVar(&o.slice, "slice", 400*time.Millisecond, "how long each round loads the daemon with one kind of request")
-	flag.DurationVar(&o.idle, "idle", 20*time.Second, "how long to watch the idle daemon")
+	flag.DurationVar(&o.idle, "idle", 20*time.Second, "how long to watch the idle daemon; 0: not at all")
 	flag.IntVar(&o.idlePeer, "idle-connections", 1000, "how many idle connections to open")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -98,6 +98,9 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 	}
 	fmt.Fprintf(w, "\nRSS: %.1f MB started, %.1f MB with %d idle connections, %.1f MB with as many after the load\n",
 		megabytes(started), megabytes(fresh), o.idlePeer, megabytes(later))
+	if o.idle == 0 {
+		return nil
+	}
 	return wakeUps(ctx, o, w, d)
 }
 
