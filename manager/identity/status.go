@@ -68,8 +68,11 @@ func ParseStatus(b []byte) (Status, error) {
 		}
 		seen++
 	}
-	if seen != 5 || s.Tgid == 0 || len(s.NSpid) == 0 {
+	if seen != 5 || len(s.NSpid) == 0 {
 		return Status{}, errMalformed
+	}
+	if s.Tgid == 0 { // reaped since the file was opened
+		return Status{}, ErrGone
 	}
 	return s, nil
 }

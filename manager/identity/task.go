@@ -292,6 +292,9 @@ func (t *Task) leader() (Member, error) {
 	if err != nil {
 		return Member{}, err
 	}
+	if cg.AtRoot() && t.exiting(t.pid) {
+		return Member{}, ErrGone
+	}
 	return Member{TID: t.pid, UIDs: [3]uint32(c.uids[:3]), Cgroups: cg}, nil
 }
 
