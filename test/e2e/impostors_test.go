@@ -64,7 +64,7 @@ func TestKernelImpostorSetns(t *testing.T) {
 				"Delete":              func() error { return second(c.V1("Delete", "sub")) },
 				"MovePidAbs":          func() error { return second(c.V0("MovePidAbs", "memory", "/", b.PID)) },
 				"MovePid":             func() error { return second(c.V0("MovePid", "memory", "sub", b.PID)) },
-				"old Create":          func() error { return second(c.V0("Create", "all", "sub/x")) },
+				"old Create":          func() error { return second(c.V0("Create", "memory", "sub/x")) },
 				"Chmod":               func() error { return second(c.V0("Chmod", "memory", "sub", "", int32(0o777))) },
 				"RemoveOnEmpty":       func() error { return second(c.V0("RemoveOnEmpty", "memory", "sub")) },
 				"Remove":              func() error { return second(c.V0("Remove", "memory", "sub", int32(1))) },

@@ -447,7 +447,6 @@ func TestKernelRaceKillForkBomb(t *testing.T) {
 	pids, freezer := harness.Find(t, "pids"), harness.Find(t, "freezer")
 	w.Make("yard", 0, 0)
 	w.MakeIn("yard/k", 1000, 1000, pids, freezer)
-	w.Write(pids, "yard/k", "pids.max", "200")
 	launcher, r := w.host(1000, "yard"), w.host(1000, "yard")
 	mate := w.host(1000, "yard")
 	w.watch = []*harness.Proc{launcher, r, mate}
@@ -457,7 +456,9 @@ func TestKernelRaceKillForkBomb(t *testing.T) {
 	c := r.MustDial(w.d.Sock)
 	defer c.Close()
 	busy, largest := 0, 0
-	rounds(t, 1000, func(int) {
+	rounds(t, 1000, func(round int) {
+		// Small ones are quicker to kill: more rounds fit.
+		w.Write(pids, "yard/k", "pids.max", []string{"200", "16", "40", "16", "16"}[round%5])
 		bomb := launcher.Launch(nil, victim, "bomb")
 		defer bomb.In.Close()
 		defer bomb.Out.Close()
