@@ -467,7 +467,7 @@ func TestKernelImpostorSetuidMove(t *testing.T) {
 		}
 	})
 	t.Logf("%d moved before, %d refused", moved, refused)
-	if moved == 0 || refused == 0 {
+	if !testing.Short() && (moved == 0 || refused == 0) {
 		t.Error("there was no race: widen the jitter")
 	}
 }
@@ -515,7 +515,7 @@ func TestKernelImpostorSetuidKill(t *testing.T) {
 				}
 			})
 			t.Logf("%d killed before, %d refused", killed, refused)
-			if killed == 0 || refused == 0 {
+			if !testing.Short() && (killed == 0 || refused == 0) {
 				t.Error("there was no race: widen the jitter")
 			}
 		})

@@ -348,7 +348,7 @@ func TestKernelRaceReplacedCgroup(t *testing.T) {
 		}
 	})
 	t.Logf("%d requests succeeded on the old one, %d were refused", outcome[true], outcome[false])
-	if outcome[true] == 0 || outcome[false] == 0 {
+	if !testing.Short() && (outcome[true] == 0 || outcome[false] == 0) {
 		t.Error("there was no race: widen the jitter")
 	}
 }
@@ -510,7 +510,7 @@ func TestKernelRaceKillForkBomb(t *testing.T) {
 	})
 	t.Logf("up to %d processes at the time of Kill; %d times Busy", largest, busy)
 	want(t, "freezer.state", w.Read(freezer, "yard/k", "freezer.state"), "THAWED")
-	if largest < 100 {
+	if !testing.Short() && largest < 100 {
 		t.Errorf("the bomb had only %d processes", largest)
 	}
 }

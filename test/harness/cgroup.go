@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -246,7 +247,7 @@ func (tr *Tree) remove() {
 	for _, h := range Hierarchies() {
 		dir := filepath.Join(h.Mount, tr.Base)
 		for range 200 {
-			if tr.sweep(dir) {
+			if sweep(dir) {
 				break
 			}
 			time.Sleep(5 * time.Millisecond)
@@ -257,9 +258,36 @@ func (tr *Tree) remove() {
 	}
 }
 
+// sweepStale removes what test processes left that did not live to do it
+// themselves: a test that times out cleans nothing up.
+func sweepStale() {
+	name := regexp.MustCompile(`^cgmtest-([0-9]+)-[0-9]+$`)
+	for _, h := range Hierarchies() {
+		entries, err := os.ReadDir(h.Mount)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			m := name.FindStringSubmatch(e.Name())
+			if m == nil {
+				continue
+			}
+			if pid, err := strconv.Atoi(m[1]); err != nil || unix.Kill(pid, 0) == nil {
+				continue // its test runs
+			}
+			for range 20 {
+				if sweep(filepath.Join(h.Mount, e.Name())) {
+					break
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+	}
+}
+
 // sweep kills, thaws and removes once, from the leaves up. Whatever is in here
 // was put here by the test, and every process of it is a test's.
-func (tr *Tree) sweep(dir string) bool {
+func sweep(dir string) bool {
 	var dirs []string
 	_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err == nil && d.IsDir() {

@@ -25,6 +25,9 @@ func Main(m *testing.M) {
 		puppetMain()
 	}
 	flag.Parse()
+	if os.Geteuid() == 0 {
+		sweepStale()
+	}
 	code := m.Run()
 	if built.dir != "" && built.ours {
 		if err := os.RemoveAll(built.dir); err != nil {
