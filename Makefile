@@ -12,7 +12,7 @@ BUILD := $(CURDIR)/build
 # The linter is built from source by the Go module proxy's checksums, once.
 LINTER_VERSION := v2.15.0
 LINTER := $(BUILD)/tools/golangci-lint-$(LINTER_VERSION)
-# What tests may not skip (test/README.md).
+# What tests may not skip: see Require in test/harness and cgfs/cgtest.
 REQUIRE := root,v1,v2,userns
 
 .PHONY: help all build test test-short race lint fuzz bench man generate install check clean run

@@ -138,7 +138,9 @@ func (c *call) create(p *creation, u *undo) (bool, error) {
 	for i, name := range names {
 		if len(p.enable) > 0 && p.at.h.Version() == cgfs.V2 {
 			// As far as the kernel lets: where a cgroup with tasks of its own
-			// is in the way, the values that need the controller say so.
+			// is in the way, the values that need the controller say so. Never
+			// undone: the limits of a cgroup that somebody else has made here
+			// meanwhile would go with the controller.
 			_ = p.at.dir.Enable(p.enable...)
 		}
 		child, err := p.at.dir.Mkdir(name, r.UID, r.GID)
