@@ -611,7 +611,7 @@ func strange(kind string) (fd int, keep func(), err error) {
 	case "lingering":
 		var peer int
 		fd, peer, err = lingering()
-		keep = func() { unix.Close(peer) }
+		held = append(held, peer) // its end would be the end of the lingering
 	}
 	if err != nil {
 		return -1, keep, fmt.Errorf("%s: %w", kind, err)
