@@ -187,7 +187,6 @@ type call struct {
 	close   []interface{ Close() }
 	tops    []*cgfs.Dir // see top
 	changes []change
-	buf     [1024]byte
 }
 
 // change is something that a request has changed, for the audit line.
@@ -292,11 +291,7 @@ func (c *call) addParty(role role, cred api.Cred, proc *identity.Process) error 
 	if err != nil {
 		return c.unknown(role, err)
 	}
-	var buf []byte
-	if len(c.parties) == 0 {
-		buf = c.buf[:0]
-	}
-	cgroups, err := proc.Cgroups(buf)
+	cgroups, err := proc.Cgroups()
 	if err != nil {
 		return c.unknown(role, err)
 	}

@@ -425,7 +425,7 @@ func (c *call) putBackVictim(v *victim, h *cgfs.Hierarchy) {
 }
 
 func (c *call) putBackStranger(t *identity.Task, s *step) {
-	cg, err := t.Cgroups(nil)
+	cg, err := t.Cgroups()
 	if err != nil {
 		return
 	}

@@ -64,7 +64,7 @@ func TestKernelFirstThreadExited(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer task.Close()
-	cg, err := task.Cgroups(nil)
+	cg, err := task.Cgroups()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,7 @@ func TestKernelProcessGone(t *testing.T) {
 	if !p.Alive() || !p.Unreaped() {
 		t.Error("a living process counts as ended")
 	}
-	if _, err := p.Cgroups(nil); err != nil {
+	if _, err := p.Cgroups(); err != nil {
 		t.Error(err)
 	}
 	if err := cmd.Process.Kill(); err != nil {
@@ -112,7 +112,7 @@ func TestKernelProcessGone(t *testing.T) {
 	if p.Unreaped() {
 		t.Error("a reaped process counts as unreaped")
 	}
-	if _, err := p.Cgroups(nil); !errors.Is(err, identity.ErrGone) {
+	if _, err := p.Cgroups(); !errors.Is(err, identity.ErrGone) {
 		t.Errorf("cgroups of a reaped process: %v", err)
 	}
 	if _, err := p.Status(); !errors.Is(err, identity.ErrGone) {

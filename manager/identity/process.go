@@ -131,8 +131,8 @@ func (p *Process) Unreaped() bool {
 	return !errors.Is(unix.PidfdSendSignal(p.pidfd, 0, nil, 0), unix.ESRCH)
 }
 
-// Cgroups reads the process's cgroups into buf, which may be nil.
-func (p *Process) Cgroups(buf []byte) (cgfs.ProcCgroup, error) {
+// Cgroups reads the process's cgroups.
+func (p *Process) Cgroups() (cgfs.ProcCgroup, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cgroup < 0 {
@@ -142,11 +142,12 @@ func (p *Process) Cgroups(buf []byte) (cgfs.ProcCgroup, error) {
 		}
 		p.cgroup = fd
 	}
+	var buf [2048]byte // on the stack: what is kept of it is far shorter
 	b, err := preadAll(p.cgroup, buf[:0])
 	if err != nil {
 		return nil, gone(err)
 	}
-	return b, nil
+	return bytes.Clone(b), nil
 }
 
 // LeaderExiting reports whether the process's first thread has begun to exit,
@@ -165,13 +166,15 @@ func (p *Process) exiting(tid int32) bool {
 	// The name of the program, in parentheses, may be anything. The flags are
 	// the seventh field after it (proc_pid_stat(5)).
 	i := bytes.LastIndexByte(b, ')')
-	f := bytes.Fields(b[i+1:])
-	if i < 0 || len(f) < 7 {
-		return true
+	field := 0
+	for f := range bytes.FieldsSeq(b[i+1:]) {
+		if field++; field == 7 && i >= 0 {
+			const pfExiting = 0x4 // linux/sched.h
+			flags, err := strconv.ParseUint(string(f), 10, 64)
+			return err != nil || flags&pfExiting != 0
+		}
 	}
-	const pfExiting = 0x4 // linux/sched.h
-	flags, err := strconv.ParseUint(string(f[6]), 10, 64)
-	return err != nil || flags&pfExiting != 0
+	return true
 }
 
 // maxProcFile bounds what is read of a file of /proc.

@@ -288,7 +288,7 @@ func (t *Task) leader() (Member, error) {
 	if err != nil {
 		return Member{}, err
 	}
-	cg, err := t.Cgroups(nil)
+	cg, err := t.Cgroups()
 	if err != nil {
 		return Member{}, err
 	}
@@ -340,7 +340,7 @@ func (t *Task) ParentCgroups() (cgfs.ProcCgroup, error) {
 			return nil, err
 		}
 		defer p.Close()
-		return p.Cgroups(nil)
+		return p.Cgroups()
 	}
 	return nil, errMalformed
 }
