@@ -40,6 +40,8 @@ type reaper struct {
 	// idle daemon is not woken.
 	ep   *os.File
 	wake int // eventfd
+	// again is when to look without a cause; run's own. Zero is never.
+	again time.Time
 
 	mu      sync.Mutex
 	watched map[watchKey]*watch // guarded by mu, as are the watches' fields
@@ -231,7 +233,10 @@ func (r *reaper) run() {
 		if err != nil && !due {
 			return
 		}
-		if r.collect(events[:n], due) {
+		if due {
+			r.again = time.Time{}
+		}
+		if r.collect(events[:max(n, 0)], due) {
 			return
 		}
 		for {
@@ -247,11 +252,13 @@ func (r *reaper) run() {
 func (r *reaper) setDeadline() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.watched) > 0 {
-		_ = r.ep.SetReadDeadline(time.Now().Add(lookAgain))
-		return
+	switch {
+	case len(r.watched) == 0:
+		r.again = time.Time{}
+	case r.again.IsZero(): // else events without end would put it off
+		r.again = time.Now().Add(lookAgain)
 	}
-	_ = r.ep.SetReadDeadline(time.Time{})
+	_ = r.ep.SetReadDeadline(r.again)
 }
 
 // collect notes what has to be looked at. It reports whether it is time to
