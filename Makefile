@@ -62,8 +62,8 @@ bench: build ## start the daemon and print its figures beside their floors (root
 man: ## generate the man pages from docs/man/*.md and the commands themselves
 	$(GO) test -count=1 -run '^TestManPages$$' ./cmd/cgm -update
 
-generate: man ## regenerate every generated file
-	$(GO) generate ./...
+generate: man ## regenerate what is made from the code: man pages, docs/KEYS.md
+	$(GO) test -count=1 -run '^TestKeysDoc$$' ./cgfs -update
 
 install: build ## install under DESTDIR: programs, man pages, completions
 	install -D -m 0755 $(BUILD)/cgm $(DESTDIR)$(BINDIR)/cgm
