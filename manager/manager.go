@@ -42,7 +42,8 @@ type Manager struct {
 	quota    *quota
 	ledger   *ledger
 	reaper   *reaper
-	moving   processLocks // held from the last look at a task to its move
+	moving   locks[int32]    // by pid; held from the last look at a task to its move
+	killing  locks[watchKey] // of cgroups; held while Kill freezes and thaws
 	// refusals bounds the audit lines of refusals; unwritten counts those
 	// since the last one.
 	refusals  *rate.Limiter

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"sync"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -262,41 +261,6 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 		}
 	}
 	return nil
-}
-
-// processLocks are locks of processes, by pid: who holds up one, with many
-// threads to look at, holds up no other.
-type processLocks struct {
-	mu   sync.Mutex
-	held map[int32]*processLock // guarded by mu
-}
-
-type processLock struct {
-	mu    sync.Mutex
-	users int // guarded by processLocks.mu
-}
-
-func (l *processLocks) lock(pid int32) (unlock func()) {
-	l.mu.Lock()
-	p := l.held[pid]
-	if p == nil {
-		if l.held == nil {
-			l.held = make(map[int32]*processLock)
-		}
-		p = &processLock{}
-		l.held[pid] = p
-	}
-	p.users++
-	l.mu.Unlock()
-	p.mu.Lock()
-	return func() {
-		p.mu.Unlock()
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if p.users--; p.users == 0 {
-			delete(l.held, pid)
-		}
-	}
 }
 
 // unmoved makes sure that the victim still is where, and whose, it was when it

@@ -257,8 +257,10 @@ func SetValue(r Requestor, p Place, name, value string, file Object) Decision {
 		return deny("6 key", "this key cannot be set")
 	}
 	// The limits of a container's own cgroup are what its host set for it, even
-	// where the files belong to an id that is mapped inside.
-	if r.Outside() && p.Target == p.Own {
+	// where the files belong to an id that is mapped inside. The same goes for
+	// uid 0 that is not the host's root: a service without its capabilities, a
+	// container that shares the host's pid namespace.
+	if p.Target == p.Own && (r.Outside() || r.UID == 0 && !r.HostRoot()) {
 		return deny("6 own", "a container does not change its own cgroup, only those below")
 	}
 	return Over(r, p, file, Write).in("6")

@@ -36,6 +36,13 @@ func host(uid, gid uint32, admin bool) Requestor {
 	}
 }
 
+// noCaps is uid 0 of the host without CAP_SYS_ADMIN, pidHost root of a
+// container that has a cgroup namespace alone.
+var (
+	noCaps  = host(0, 0, false)
+	pidHost = Requestor{UIDs: identity, GIDs: identity, SameUserNS: true, SamePIDNS: true, SysAdmin: true}
+)
+
 // d and f are a directory and a file.
 func d(uid, gid, perm uint32) Object {
 	return Object{UID: uid, GID: gid, Mode: dir | perm, Hierarchical: true}
@@ -447,6 +454,30 @@ func TestReason(t *testing.T) {
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestUIDZeroIsNotRoot(t *testing.T) {
+	limit := f(0, 0, 0o644)
+	for _, r := range []struct {
+		name string
+		got  Decision
+		want bool
+	}{
+		{"host root sets its own cgroup's limit", SetValue(hostRoot, own(0), "pids.max", "max", limit), true},
+		{"without capabilities it does not", SetValue(noCaps, own(0), "pids.max", "max", limit), false},
+		{"nor in a cgroup namespace", SetValue(pidHost, own(0), "pids.max", "max", limit), false},
+		{"below its own it owns what is there", SetValue(noCaps, child(0), "pids.max", "max", limit), true},
+		{"and not what others have", SetValue(noCaps, child(1000), "pids.max", "max", f(1000, 1000, 0o644)), false},
+		{"host root has all tasks", OverTask(hostRoot, "/", task("/a", 1000)), true},
+		{"without capabilities its own", OverTask(noCaps, "/", task("/a", 0)), true},
+		{"and no others", OverTask(noCaps, "/", task("/a", 1000)), false},
+		{"nor does it give away", Chown(noCaps, child(0), 1000, 1000, false), false},
+		{"a privileged container's root has its tasks", OverTask(privRoot, "/a", task("/a/b", 1000)), true},
+	} {
+		if r.got.Allowed() != r.want {
+			t.Errorf("%s: allowed = %v (%s)", r.name, r.got.Allowed(), r.got.Clause())
 		}
 	}
 }

@@ -60,10 +60,12 @@ type Requestor struct {
 	SysAdmin bool
 }
 
-// RootInUserNS reports whether r's uid is 0 in r's user namespace.
+// RootInUserNS reports whether r's uid is 0 in r's user namespace. A process
+// among the host's own that has given up CAP_SYS_ADMIN, as a confined service
+// does, is not root for being called 0: it is an owner like any other.
 func (r Requestor) RootInUserNS() bool {
 	in, ok := r.UIDs.ToInside(r.UID)
-	return ok && in == 0
+	return ok && in == 0 && (r.Outside() || r.SysAdmin)
 }
 
 // Outside reports whether r is in another user or pid namespace than the
