@@ -58,7 +58,9 @@ type victim struct {
 	subject string // the caller's own word for it
 	members []identity.Member
 	tasks   []privcheck.Task // of each member; Cgroup is set for each hierarchy
-	visible []bool           // of each party
+	// visible is of each party that was asked about, of several calls where a
+	// proxy acts for somebody.
+	visible map[*party]bool
 }
 
 // victim opens a handle on the task that the requestor names, and makes sure
@@ -108,10 +110,12 @@ func (c *call) gather(v *victim) error {
 	for i := range ms {
 		v.tasks = append(v.tasks, privcheck.Task{UIDs: ms[i].UIDs[:]})
 	}
-	v.visible = v.visible[:0]
+	if v.visible == nil {
+		v.visible = make(map[*party]bool, len(c.parties))
+	}
 	for i := range c.parties {
-		_, ok := c.m.host.PIDIn(c.parties[i].proc, v.ID())
-		v.visible = append(v.visible, ok)
+		p := &c.parties[i]
+		_, v.visible[p] = c.m.host.PIDIn(p.proc, v.ID())
 	}
 	if !v.Alive() {
 		return c.kernel(v.subject, identity.ErrGone)
@@ -120,14 +124,10 @@ func (c *call) gather(v *victim) error {
 }
 
 // task is the i-th thread of v as a party sees it in h.
-func (c *call) task(v *victim, i int, h *cgfs.Hierarchy, who *party) privcheck.Task {
+func (*call) task(v *victim, i int, h *cgfs.Hierarchy, who *party) privcheck.Task {
 	t := v.tasks[i]
 	t.Cgroup, _ = v.members[i].Cgroups.Path(h)
-	for j := range c.parties {
-		if who == &c.parties[j] {
-			t.Visible = v.visible[j]
-		}
-	}
+	t.Visible = v.visible[who]
 	return t
 }
 
