@@ -118,17 +118,20 @@ func (s *Server) openPeer(opener api.Cred, pidfd int) (peer api.Peer, err error)
 }
 
 // charge charges the connection to the peer's accounts and reports whether
-// all of them can bear it. Called with mu held.
+// all of them can bear it: nobody has more than is left for others, so that
+// however many accounts take what they may there is room for one more, and the
+// last of it is for peers without accounts. Called with mu held.
 func (c *conn) charge() bool {
 	l := &c.s.limits
 	ok := true
+	room := l.TotalConnections - l.TotalConnections/16 - len(c.s.conns)
 	c.handshaking = true
 	for _, name := range c.peer.Accounts() {
 		a := c.s.account(name)
 		c.accounts = append(c.accounts, a)
 		a.conns++
 		a.handshakes++
-		if a.conns > l.Connections || a.handshakes > l.Handshakes {
+		if a.conns > l.Connections || a.conns > room || a.handshakes > l.Handshakes {
 			ok = false
 		}
 	}

@@ -26,8 +26,10 @@ func (c *conn) foreignFull() bool {
 	if c.s.foreign+wire.MaxFDs > c.s.maxForeign {
 		return true
 	}
+	// As with connections, nobody has more than is left, nor the last of it.
+	room := c.s.maxForeign - min(wire.MaxFDs, c.s.maxForeign/4) - c.s.foreign
 	for _, a := range c.accounts {
-		if a.foreign+wire.MaxFDs > c.s.limits.ForeignFDs {
+		if n := a.foreign + wire.MaxFDs; n > c.s.limits.ForeignFDs || n > room {
 			return true
 		}
 	}
