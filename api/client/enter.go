@@ -35,7 +35,7 @@ func (c *Client) Enter(ctx context.Context, name string) error {
 	ctx, cancel := withTimeout(ctx)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	request, err := moveRequest(name, uint32(os.Getpid()))
+	login, call, err := moveRequest(name, uint32(os.Getpid()))
 	if err != nil {
 		return err
 	}
@@ -48,7 +48,7 @@ func (c *Client) Enter(ctx context.Context, name string) error {
 
 	gc := debug.SetGCPercent(-1)
 	procs := runtime.GOMAXPROCS(1)
-	if err := enter(fd, request, deadline); err != nil {
+	if err := enter(fd, login, call, deadline); err != nil {
 		runtime.GOMAXPROCS(procs)
 		debug.SetGCPercent(gc)
 		return err
@@ -56,9 +56,8 @@ func (c *Client) Enter(ctx context.Context, name string) error {
 	return nil
 }
 
-// moveRequest returns a whole conversation: the login, pipelined, and the call
-// Move.
-func moveRequest(name string, pid uint32) ([]byte, error) {
+// moveRequest returns what to say: the login, and the call Move.
+func moveRequest(name string, pid uint32) (login, call []byte, err error) {
 	m := &dbus.Message{
 		Type: dbus.TypeMethodCall,
 		Headers: map[dbus.HeaderField]dbus.Variant{
@@ -70,15 +69,13 @@ func moveRequest(name string, pid uint32) ([]byte, error) {
 		Body: []any{name, pid},
 	}
 	var b bytes.Buffer
-	uid := hex.EncodeToString([]byte(strconv.Itoa(os.Geteuid())))
-	b.WriteString("\x00AUTH EXTERNAL " + uid + "\r\nBEGIN\r\n")
-	start := b.Len()
 	if err := m.EncodeTo(&b, binary.LittleEndian); err != nil {
-		return nil, fmt.Errorf("encode the request: %w", err)
+		return nil, nil, fmt.Errorf("encode the request: %w", err)
 	}
 	// The library leaves the serial, bytes 8 to 11, to its own connections.
-	binary.LittleEndian.PutUint32(b.Bytes()[start+8:], 1)
-	return b.Bytes(), nil
+	binary.LittleEndian.PutUint32(b.Bytes()[8:], 1)
+	uid := hex.EncodeToString([]byte(strconv.Itoa(os.Geteuid())))
+	return []byte("\x00AUTH EXTERNAL " + uid + "\r\nBEGIN\r\n"), b.Bytes(), nil
 }
 
 // rawSocket connects to the daemon once more, with timeouts that make what
@@ -107,15 +104,22 @@ func (c *Client) rawSocket(deadline time.Time) (fd int, err error) {
 	return fd, nil
 }
 
-// enter sends the request and reads the reply.
-func enter(fd int, request []byte, deadline time.Time) error {
-	if err := rawWrite(fd, request); err != nil {
+// enter logs in, sends the call and reads the reply. The call waits for the
+// answer to the login: before Linux 6.5 the daemon takes none that came earlier.
+func enter(fd int, login, call []byte, deadline time.Time) error {
+	if err := rawWrite(fd, login); err != nil {
 		return fmt.Errorf("Move: %w", err)
 	}
 	var reply []byte
 	for {
 		if done, err := entered(reply); done {
 			return err
+		}
+		if call != nil && bytes.Contains(reply, []byte("\r\n")) {
+			if err := rawWrite(fd, call); err != nil {
+				return fmt.Errorf("Move: %w", err)
+			}
+			call = nil
 		}
 		if len(reply) > maxReply || time.Now().After(deadline) {
 			return errors.New("Move: no reply in time")

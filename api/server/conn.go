@@ -24,6 +24,11 @@ type conn struct {
 	auth     *wire.SASL // until BEGIN
 	passesFD bool       // negotiated
 
+	// early counts the bytes, not yet received, that were there before the
+	// opener was held by a pidfd, where the kernel gave none: whoever sent them
+	// may have ended, and its number may be the opener's by reuse. A login gives
+	// no right; calls among them end the connection.
+	early  int
 	in     []byte   // received and not handled yet, ...
 	sender api.Cred // ... all of it with this credential
 	fds    []int    // received, and of no message yet
@@ -63,11 +68,13 @@ func (s *Server) open(fd int) {
 	c.opener = api.Cred{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}
 	c.wait.expire = c.close
 	s.start(&c.wait, &s.handshakes)
-	// Before 6.5 the kernel has no such option; a peer that is dead has none
-	// to give. The Backend knows what to do without.
-	pidfd, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
-	if err != nil {
-		pidfd = -1
+	pidfd, err := s.peerPIDFD(fd)
+	switch {
+	case errors.Is(err, unix.ENOPROTOOPT):
+		pidfd = -1 // Linux before 6.5; see early
+	case err != nil:
+		c.close() // the peer has ended, and its number may be another's
+		return
 	}
 	s.opening++
 	c.refs++
@@ -98,6 +105,9 @@ func (o *opening) run(buf []byte) []byte {
 	} else if c.peer = peer; !c.charge() {
 		c.close()
 	} else if !c.closed {
+		if o.pidfd < 0 {
+			c.early = unread(c.fd)
+		}
 		c.auth = wire.NewSASL(c.s.guid, peer.AcceptsIdentity)
 		c.watch(unix.EPOLLIN)
 		out = c.read(out) // what a pipelining client has sent already
@@ -279,9 +289,12 @@ func (c *conn) read(out []byte) []byte {
 	c.sender = got.Cred
 	if len(c.in) > 0 {
 		c.in = append(c.in, buf[:got.N]...)
-		return c.advance(c.in, out)
+		out = c.advance(c.in, out)
+	} else {
+		out = c.advance(buf[:got.N], out)
 	}
-	return c.advance(buf[:got.N], out)
+	c.early = max(c.early-got.N, 0)
+	return out
 }
 
 // flushAt is how many bytes of answers are gathered before they are sent.
@@ -306,6 +319,11 @@ func (c *conn) advance(in, out []byte) []byte {
 	}
 	if c.auth == nil && !c.passesFD && len(c.fds) > 0 {
 		c.close() // not negotiated
+		return out
+	}
+	if c.auth == nil && c.early > 0 && len(in) > 0 {
+		c.s.log.WithField("pid", c.opener.PID).Debug("a call came before its sender was held by a pidfd")
+		c.close()
 		return out
 	}
 	for c.auth == nil && !c.busy && !c.closed && len(c.out) == 0 {

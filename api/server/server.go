@@ -44,6 +44,8 @@ type Server struct {
 	methods   methodTable
 	epoll     *os.File
 	epfd      int
+	// peerPIDFD asks for SO_PEERPIDFD; tests play a kernel without.
+	peerPIDFD func(fd int) (int, error)
 
 	mu sync.Mutex
 	// The rest is guarded by mu.
@@ -107,14 +109,17 @@ func New(c Config) (*Server, error) {
 		return nil, errors.Join(os.NewSyscallError("fcntl", err), unix.Close(fd))
 	}
 	s := &Server{
-		backend:  c.Backend,
-		log:      c.Log,
-		version:  c.Version,
-		limits:   c.Limits.withDefaults(files),
-		guid:     bootID(),
-		methods:  newMethodTable(),
-		epoll:    os.NewFile(uintptr(fd), "epoll"),
-		epfd:     fd,
+		backend: c.Backend,
+		log:     c.Log,
+		version: c.Version,
+		limits:  c.Limits.withDefaults(files),
+		guid:    bootID(),
+		methods: newMethodTable(),
+		epoll:   os.NewFile(uintptr(fd), "epoll"),
+		epfd:    fd,
+		peerPIDFD: func(fd int) (int, error) {
+			return unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		},
 		conns:    map[*conn]struct{}{},
 		accounts: map[string]*account{},
 		empty:    make(chan struct{}),

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -21,6 +22,43 @@ func TestPipelinedHandshake(t *testing.T) {
 	c.write(append([]byte(authRoot), c.encode(ping())...))
 	c.expect("OK " + ts.guid + "\r\n" + agreement +
 		"l\x02\x01\x01\x00\x00\x00\x00\x01\x00\x00\x00\x08\x00\x00\x00\x05\x01u\x00\x01\x00\x00\x00")
+}
+
+// Before Linux 6.5 the kernel gives no pidfd of the opener. Calls that were there
+// before one was opened for its number may be another's; the login counts.
+func TestWithoutPeerPIDFD(t *testing.T) {
+	opened := make(chan struct{})
+	ts := serve(t, &fakeBackend{open: func(api.Cred) error { <-opened; return nil }}, Limits{})
+	kernel := func(err error) {
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		ts.peerPIDFD = func(int) (int, error) { return -1, err }
+	}
+	kernel(unix.ENOPROTOOPT)
+	login, early, behind := ts.dial(), ts.dial(), ts.dial()
+	login.write([]byte(authRoot))
+	early.write(append([]byte(authRoot), early.encode(ping())...))
+	// Received by itself: the kernel does not mix credentials.
+	behind.write([]byte(authRoot))
+	must(t, behind.tryWrite(behind.encode(ping()), &unix.Ucred{Pid: 1}))
+	// The connections come in order: with the last all of them are there.
+	eventually(t, "three openers", func() bool {
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		return ts.opening == 3
+	})
+	close(opened)
+	for what, c := range map[string]*client{"with the login": early, "behind it": behind} {
+		c.expectClosed()
+		if bytes.Contains(c.in, []byte("l\x02")) {
+			t.Errorf("%s: a call that came too early was answered: %q", what, c.in)
+		}
+	}
+	login.expect("OK " + ts.guid + "\r\n" + agreement)
+	login.ok(ping(), "")
+	// Where there is such an option, a peer without a pidfd has ended.
+	kernel(unix.ESRCH)
+	ts.dial().expectClosed()
 }
 
 // A pipelining client gets all its answers, in order, with the handshake's
