@@ -3,6 +3,7 @@ package cgfs
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -37,9 +38,16 @@ func (p ProcCgroup) Path(h *Hierarchy) (string, bool) {
 	return "", false
 }
 
-// AtRoot reports whether it says "/" of some hierarchy of version 1. The kernel
-// says so also of a task that has begun to exit, wherever it was.
-func (p ProcCgroup) AtRoot() bool {
+// AtRoot reports whether it says "/" of some hierarchy of version 1, or of some
+// among hs where those are all of version 1. The kernel says so also of a task
+// that has begun to exit, wherever it was.
+func (p ProcCgroup) AtRoot(hs ...*Hierarchy) bool {
+	if len(hs) > 0 && !slices.ContainsFunc(hs, func(h *Hierarchy) bool { return h.version != V1 }) {
+		return slices.ContainsFunc(hs, func(h *Hierarchy) bool {
+			path, _ := p.Path(h)
+			return path == "/"
+		})
+	}
 	for line := range bytes.Lines(p) {
 		if bytes.HasSuffix(line, []byte(":/\n")) && !bytes.HasPrefix(line, []byte("0:")) {
 			return true

@@ -386,7 +386,7 @@ func (c *call) pidCgroup(controller string, v *victim, from func(*party, *cgfs.H
 	if err != nil {
 		return nil, "", err
 	}
-	if err := c.gather(v); err != nil {
+	if err := c.gather(v, h); err != nil {
 		return nil, "", err
 	}
 	if _, err := c.decide(in(v.subject, h), func(p *party) privcheck.Decision {
@@ -416,7 +416,7 @@ func (c *call) move0(controller, cgroup string, v *victim, s slashes, confined f
 		return err
 	}
 	if len(hs) > 1 {
-		if err := c.gather(v); err != nil {
+		if err := c.gather(v, hs...); err != nil {
 			return err
 		}
 	}

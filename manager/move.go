@@ -99,9 +99,10 @@ func (c *call) noTask(subject string) error {
 		WithHint("pids are those of your own pid namespace")
 }
 
-// gather reads the facts about the victim's threads.
-func (c *call) gather(v *victim) error {
-	ms, err := v.Members()
+// gather reads the facts about the victim's threads: where they are in hs, or
+// in all hierarchies if hs is empty.
+func (c *call) gather(v *victim, hs ...*cgfs.Hierarchy) error {
+	ms, err := v.Members(hs...)
 	if err != nil {
 		return c.kernel(v.subject, err)
 	}
@@ -208,7 +209,11 @@ type step struct {
 // after the move: a task that ended, or became somebody else's by a setuid
 // exec, between decision and act is put back.
 func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
-	if err := c.gather(v); err != nil {
+	hs := make([]*cgfs.Hierarchy, 0, len(dsts))
+	for _, dst := range dsts {
+		hs = append(hs, dst.h)
+	}
+	if err := c.gather(v, hs...); err != nil {
 		return err
 	}
 	if len(dsts) == 0 {
@@ -235,7 +240,7 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 	// One move of a process at a time: between the last look at where it is and
 	// the move nobody else who asks the daemon puts it into a jail.
 	defer c.m.moving.lock(v.PID())()
-	if err := c.unmoved(v, steps); err != nil {
+	if err := c.unmoved(v, steps, hs); err != nil {
 		return err
 	}
 	if !v.Alive() {
@@ -266,8 +271,8 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 // unmoved makes sure that the victim still is where, and whose, it was when it
 // was decided upon. Whoever writes to the files themselves can still come in
 // between (docs/SECURITY.md, "What remains").
-func (c *call) unmoved(v *victim, steps []step) error {
-	now, err := v.Members()
+func (c *call) unmoved(v *victim, steps []step, hs []*cgfs.Hierarchy) error {
+	now, err := v.Members(hs...)
 	if err != nil {
 		return c.kernel(v.subject, err)
 	}

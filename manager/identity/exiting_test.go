@@ -74,12 +74,14 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	if !task.Alive() || !task.LeaderExiting() {
 		t.Errorf("alive %v, first thread exiting %v, want true of both", task.Alive(), task.LeaderExiting())
 	}
-	ms, err := task.Members()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if at, _ := ms[0].Cgroups.Path(h); len(ms) != 1 || at != "/"+filepath.Base(dir) {
-		t.Errorf("%d members, the first in %q; want the thread that is left, in %q", len(ms), at, "/"+filepath.Base(dir))
+	for _, hs := range [][]*cgfs.Hierarchy{nil, {h}} {
+		ms, err := task.Members(hs...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at, _ := ms[0].Cgroups.Path(h); len(ms) != 1 || at != "/"+filepath.Base(dir) {
+			t.Errorf("%d members, the first in %q; want the thread that is left, in %q", len(ms), at, "/"+filepath.Base(dir))
+		}
 	}
 	me, err := identity.OpenTask(int32(os.Getpid()))
 	if err != nil {

@@ -52,7 +52,7 @@ func OpenTask(id int32) (*Task, error) {
 		return nil, err
 	}
 	t := &Task{Process: p, Thread: id}
-	if _, err := t.member(id); err != nil {
+	if _, err := t.member(id, nil); err != nil {
 		t.Close()
 		return nil, err
 	}
@@ -149,10 +149,11 @@ const maxThreads = 1 << 15
 // process. Threads that have begun to exit are left out: they run no more, the
 // kernel does not move them, and v1 says "/" of them wherever they were. It
 // returns ErrGone if none is left, and an error wrapping EAGAIN if threads come
-// and go faster than they can be looked at.
-func (t *Task) Members() ([]Member, error) {
+// and go faster than they can be looked at. If hs names any hierarchies, only
+// what the members' cgroups say of those is made sure of.
+func (t *Task) Members(hs ...*cgfs.Hierarchy) ([]Member, error) {
 	if t.Thread != 0 {
-		m, err := t.member(t.Thread)
+		m, err := t.member(t.Thread, hs)
 		if err != nil {
 			return nil, err
 		}
@@ -163,7 +164,7 @@ func (t *Task) Members() ([]Member, error) {
 		return nil, err
 	}
 	if single {
-		m, err := t.leader()
+		m, err := t.leader(hs)
 		if err == nil {
 			return []Member{m}, nil
 		}
@@ -173,7 +174,7 @@ func (t *Task) Members() ([]Member, error) {
 		}
 	}
 	for range maxScans {
-		ms, whole, err := t.scan()
+		ms, whole, err := t.scan(hs)
 		switch {
 		case err != nil:
 			return nil, err
@@ -194,7 +195,7 @@ const maxScans = 16
 // scan looks at the threads once. whole says that it saw every thread that was
 // listed: one that ended meanwhile may have left another in its place, which
 // was not. A leader that exits before its threads is not missed.
-func (t *Task) scan() (ms []Member, whole bool, err error) {
+func (t *Task) scan(hs []*cgfs.Hierarchy) (ms []Member, whole bool, err error) {
 	tids, err := t.threads()
 	if err != nil {
 		return nil, false, err
@@ -202,7 +203,7 @@ func (t *Task) scan() (ms []Member, whole bool, err error) {
 	whole = true
 	ms = make([]Member, 0, len(tids))
 	for _, tid := range tids {
-		m, err := t.member(tid)
+		m, err := t.member(tid, hs)
 		switch {
 		case err == nil:
 			ms = append(ms, m)
@@ -283,7 +284,7 @@ func (t *Task) single() (bool, error) {
 }
 
 // leader is the facts about a process of one thread.
-func (t *Task) leader() (Member, error) {
+func (t *Task) leader(hs []*cgfs.Hierarchy) (Member, error) {
 	c, err := t.credentials()
 	if err != nil {
 		return Member{}, err
@@ -292,13 +293,13 @@ func (t *Task) leader() (Member, error) {
 	if err != nil {
 		return Member{}, err
 	}
-	if cg.AtRoot() && t.exiting(t.pid) {
+	if cg.AtRoot(hs...) && t.exiting(t.pid) {
 		return Member{}, ErrGone
 	}
 	return Member{TID: t.pid, UIDs: [3]uint32(c.uids[:3]), Cgroups: cg}, nil
 }
 
-func (t *Task) member(tid int32) (Member, error) {
+func (t *Task) member(tid int32, hs []*cgfs.Hierarchy) (Member, error) {
 	dir := "task/" + strconv.Itoa(int(tid)) + "/"
 	b, err := t.read(dir + "status")
 	if err != nil {
@@ -313,7 +314,7 @@ func (t *Task) member(tid int32) (Member, error) {
 		return Member{}, err
 	}
 	cg := cgfs.ProcCgroup(b)
-	if cg.AtRoot() && t.exiting(tid) {
+	if cg.AtRoot(hs...) && t.exiting(tid) {
 		return Member{}, ErrGone
 	}
 	return Member{TID: tid, UIDs: [3]uint32(st.UIDs[:3]), Cgroups: cg}, nil
