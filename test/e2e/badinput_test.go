@@ -1077,7 +1077,7 @@ type crowdArgs struct {
 }
 
 type crowdResult struct {
-	// Made connections, of which so many were Served.
+	// Made connections, of which so many were Served: their login was answered.
 	Made, Served int
 	Limit        uint64
 }
@@ -1120,7 +1120,7 @@ var crowd = harness.Inside("a crowd", func(a crowdArgs) (r crowdResult, err erro
 	time.Sleep(300 * time.Millisecond)
 	buf := make([]byte, 256)
 	for _, fd := range fds {
-		if n, err := unix.Read(fd, buf); n > 0 && bytes.Contains(buf[:n], []byte("OK ")) || !a.Login && errors.Is(err, unix.EAGAIN) {
+		if n, _ := unix.Read(fd, buf); n > 0 && bytes.Contains(buf[:n], []byte("OK ")) {
 			r.Served++
 		}
 	}
@@ -1144,13 +1144,16 @@ func TestKernelBadInputCrowd(t *testing.T) {
 			made += r.Made
 			served += r.Served
 		}
-		t.Logf("login %v: %d connections made, %d served; %d files", login, made, served, s.d.FDs())
+		t.Logf("login %v: %d connections made, %d answered; %d files", login, made, served, s.d.FDs())
 		if made < 4500 {
 			t.Errorf("only %d connections could be tried", made)
 		}
-		if served > 2048 {
-			t.Errorf("%d connections of one uid are served", served)
+		// Three files for each; without a login half as many may stay.
+		bound := s.fds + 3*2048 + 16
+		if !login {
+			bound = s.fds + 3*1024 + 16
 		}
+		eventually(t, "what is beyond the bound is closed", func() bool { return s.d.FDs() <= bound })
 		if login && served < 500 {
 			t.Errorf("only %d connections of one uid are served", served)
 		}
