@@ -14,6 +14,9 @@ LINTER_VERSION := v2.15.0
 LINTER := $(BUILD)/tools/golangci-lint-$(LINTER_VERSION)
 # What tests may not skip: see Require in test/harness and cgfs/cgtest.
 REQUIRE := root,v1,v2,userns
+# One package at a time: daemons of two would both act on the RemoveOnEmpty marks
+# of this machine, and the kernel takes one writer of cgroups at a time.
+ONE := -p 1
 
 .PHONY: help all build test test-short race lint fuzz bench man generate install check clean run
 
@@ -35,13 +38,14 @@ run: build ## start the daemon in the foreground on its real sockets (root)
 test: ## install what the tests need and run all of them (root)
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: needs root for cgroups and namespaces: sudo make test (or make test-short)" >&2; exit 1; fi
 	@.ci/deps
-	CGM_REQUIRE=$(REQUIRE) $(GO) test -timeout 20m ./...
+	$(GO) build ./...
+	CGM_REQUIRE=$(REQUIRE) $(GO) test $(ONE) -timeout 20m ./...
 
 test-short: ## run the tests that any user can run, in seconds
 	$(GO) test -short -timeout 2m ./...
 
 race: ## run the same under the race detector, but for the end-to-end tests
-	$(GO) test -race -short -timeout 5m $$($(GO) list ./... | grep -v /test/)
+	$(GO) test -race -short $(ONE) -timeout 5m $$($(GO) list ./... | grep -v /test/)
 
 lint: $(LINTER) ## gofmt, go vet and golangci-lint
 	$(GO) vet ./...
