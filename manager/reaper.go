@@ -366,7 +366,6 @@ func (r *reaper) lookAt(w *watch) (keep bool, err error) {
 	if err := removeTree(above, base(w.key.path)); err != nil {
 		return true, err
 	}
-	r.gone(w.key.h, w.key.path)
 	r.log.WithFields(logrus.Fields{"op": "RemoveOnEmpty", "hierarchy": w.key.h.Name(), "target": w.key.path}).Info("removed: empty")
 	return false, nil
 }

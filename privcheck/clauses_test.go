@@ -21,18 +21,18 @@ var (
 	hostRoot = host(0, 0, true)
 	owner    = host(1000, 1000, false)
 	other    = host(1001, 1001, false)
-	ctRoot   = Requestor{UID: 100000, GID: 100000, UIDs: shifted, GIDs: shifted, SysAdmin: true}
-	ctUser   = Requestor{UID: 101000, GID: 101000, UIDs: shifted, GIDs: shifted}
+	ctRoot   = Requestor{UID: 100000, GID: 100000, UIDs: shifted, GIDs: shifted, SysAdmin: true, Capable: true}
+	ctUser   = Requestor{UID: 101000, GID: 101000, UIDs: shifted, GIDs: shifted, Capable: true}
 	// privRoot is root of a container without a user namespace.
-	privRoot = Requestor{UIDs: identity, GIDs: identity, SameUserNS: true, SameCgroupNS: true, SysAdmin: true}
+	privRoot = Requestor{UIDs: identity, GIDs: identity, SameUserNS: true, SameCgroupNS: true, SysAdmin: true, Capable: true}
 	// unmapped is the owner in a user namespace without a map.
-	unmapped = Requestor{UID: 1000, GID: 1000, SysAdmin: true}
+	unmapped = Requestor{UID: 1000, GID: 1000, SysAdmin: true, Capable: true}
 )
 
 func host(uid, gid uint32, admin bool) Requestor {
 	return Requestor{
 		UID: uid, GID: gid, UIDs: identity, GIDs: identity,
-		SameUserNS: true, SamePIDNS: true, SameCgroupNS: true, SysAdmin: admin,
+		SameUserNS: true, SamePIDNS: true, SameCgroupNS: true, SysAdmin: admin, Capable: admin,
 	}
 }
 
@@ -40,7 +40,7 @@ func host(uid, gid uint32, admin bool) Requestor {
 // container that has a cgroup namespace alone.
 var (
 	noCaps  = host(0, 0, false)
-	pidHost = Requestor{UIDs: identity, GIDs: identity, SameUserNS: true, SamePIDNS: true, SysAdmin: true}
+	pidHost = Requestor{UIDs: identity, GIDs: identity, SameUserNS: true, SamePIDNS: true, SysAdmin: true, Capable: true}
 )
 
 // d and f are a directory and a file.

@@ -58,14 +58,17 @@ type Requestor struct {
 	// SysAdmin: CAP_SYS_ADMIN is in its effective set. It means the host's
 	// only together with SameUserNS.
 	SysAdmin bool
+	// Capable: being called 0 in its user namespace makes it root there. A
+	// process among the host's own that has given up CAP_SYS_ADMIN, as a
+	// confined service does, is an owner like any other instead.
+	Capable bool
 }
 
-// RootInUserNS reports whether r's uid is 0 in r's user namespace. A process
-// among the host's own that has given up CAP_SYS_ADMIN, as a confined service
-// does, is not root for being called 0: it is an owner like any other.
+// RootInUserNS reports whether r's uid is 0 in r's user namespace, and that
+// means something.
 func (r Requestor) RootInUserNS() bool {
 	in, ok := r.UIDs.ToInside(r.UID)
-	return ok && in == 0 && (r.Outside() || r.SysAdmin)
+	return ok && in == 0 && r.Capable
 }
 
 // Outside reports whether r is in another user or pid namespace than the

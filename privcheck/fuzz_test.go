@@ -76,6 +76,7 @@ func newWorld(data []byte) *world {
 	w.r = Requestor{
 		UID: w.id(), GID: w.id(), UIDs: w.idMap(), GIDs: w.idMap(),
 		SameUserNS: w.next(2) == 1, SamePIDNS: w.next(2) == 1, SameCgroupNS: w.next(2) == 1, SysAdmin: w.next(2) == 1,
+		Capable: w.next(2) == 1,
 	}
 	own := w.path()
 	w.p, w.dst, w.up = w.place(own), w.place(own), w.place(own)
@@ -238,6 +239,7 @@ func FuzzUnknown(f *testing.F) {
 		"task's place": func(w *world) {
 			w.t.Cgroup = ""
 		},
+		"capable":    func(w *world) { w.r.Capable = false },
 		"namespaces": func(w *world) { w.r.SameUserNS, w.r.SamePIDNS, w.r.SameCgroupNS = false, false, false },
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -70,18 +70,23 @@ func (h *Host) Requestor(p *Process, uid, gid uint32, proven bool) (privcheck.Re
 		}
 		r.SameCgroupNS = cg == h.cgroup
 	}
+	r.Capable = r.Outside() || r.SysAdmin
 	if r.SameUserNS {
 		r.UIDs, r.GIDs = identityMap, identityMap
+	} else {
+		if r.UIDs, err = p.idMap("uid_map"); err != nil {
+			return r, err
+		}
+		if r.GIDs, err = p.idMap("gid_map"); err != nil {
+			return r, err
+		}
+	}
+	if r.SameUserNS && !mayBeHostRoot {
 		return r, nil
 	}
-	if r.UIDs, err = p.idMap("uid_map"); err != nil {
-		return r, err
-	}
-	if r.GIDs, err = p.idMap("gid_map"); err != nil {
-		return r, err
-	}
-	// The maps and the namespace must be of one moment: p may have entered
-	// another namespace in between.
+	// The maps, or the capabilities, and the namespace must be of one moment: p
+	// may have entered another namespace in between, and in one of its own
+	// making it has every capability.
 	if again, err := p.namespace("ns/user"); err != nil {
 		return r, err
 	} else if again != user {

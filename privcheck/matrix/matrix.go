@@ -296,6 +296,7 @@ func facts(who Requestor) privcheck.Requestor {
 		r.SysAdmin = who.UID == 0
 	}
 	r.GIDs = r.UIDs
+	r.Capable = r.Outside() || r.SysAdmin
 	return r
 }
 
