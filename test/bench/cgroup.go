@@ -72,3 +72,26 @@ func (cg *cgroup) leave() error {
 	}
 	return fmt.Errorf("rmdir %s: %w", cg.dir, err)
 }
+
+// settle waits until the kernel has freed most of the cgroups that were
+// removed. It does so in its own time, and there are 65,535 memory cgroups at
+// most, those not freed included: mkdir fails with EBUSY beyond that.
+func (cg *cgroup) settle() error {
+	const few = 2000
+	for start := time.Now(); time.Since(start) < stalled; time.Sleep(10 * time.Millisecond) {
+		b, err := os.ReadFile("/proc/cgroups")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(b)) {
+			f := strings.Fields(line) // name, hierarchy, number of cgroups, enabled
+			if len(f) != 4 || f[0] != cg.controller {
+				continue
+			}
+			if n, err := strconv.Atoi(f[2]); err != nil || n < few {
+				return err
+			}
+		}
+	}
+	return nil // they may be somebody else's
+}

@@ -138,6 +138,9 @@ func table(ctx context.Context, o options, w io.Writer, d *daemon, e *server, cg
 
 // round measures the request's floor and then the request.
 func (c *cell) round(ctx context.Context, o options, r *request, conns int, d *daemon, e *server, cg *cgroup) error {
+	if err := cg.settle(); err != nil {
+		return err
+	}
 	slice := o.slice / 4
 	l := &load{conns: conns, path: e.path, plain: true, request: &request{calls: [][]byte{make([]byte, len(r.calls[0]))}, reconnect: r.reconnect}}
 	echo, err := l.run(ctx, e.pid(), slice)
