@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
@@ -37,8 +38,32 @@ func socketPath(address string) (string, error) {
 	return filepath.Clean(path), nil
 }
 
-// listen opens the sockets named, or else the usual ones of this host.
+// inherited returns the listening sockets that a service manager passed
+// (sd_listen_fds(3)). What is not one is an error: it was meant to be served.
+func inherited() ([]*server.Listener, error) {
+	var ls []*server.Listener
+	for _, f := range activation.Files(true) {
+		domain, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_DOMAIN)
+		listening := 0
+		if err == nil {
+			listening, err = unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+		}
+		if err != nil || domain != unix.AF_UNIX || listening == 0 {
+			return nil, fmt.Errorf("the descriptor %q that was passed (LISTEN_FDS) is not a listening Unix socket", f.Name())
+		}
+		ls = append(ls, server.FromFile(f))
+	}
+	return ls, nil
+}
+
+// listen opens the sockets named, or else takes those that a service manager
+// passed, or else opens the usual ones of this host.
 func listen(addresses []string) (_ []*server.Listener, err error) {
+	if len(addresses) == 0 {
+		if ls, err := inherited(); err != nil || len(ls) > 0 {
+			return ls, err
+		}
+	}
 	var paths []string
 	for _, a := range addresses {
 		p, err := socketPath(a)
