@@ -355,11 +355,19 @@ func (c *call) decide(subject string, question func(p *party) privcheck.Decision
 			if i > 0 {
 				reason = string(p.role) + ": " + reason
 			}
-			return d, &api.Error{Kind: api.Denied, Text: c.op + " " + subject + ": " + reason}
+			return d, &api.Error{Kind: api.Denied, Text: c.op + " " + subject + ": " + reason + " (clause " + number(d.Clause()) + ")"}
 		}
 		last = d
 	}
 	return last, nil
+}
+
+// number is that of the clause in docs/SECURITY.md which a decision names.
+func number(clause string) string {
+	if end := strings.IndexAny(clause, " /"); end >= 0 {
+		return clause[:end]
+	}
+	return clause
 }
 
 func (c *call) fields(subject string, d privcheck.Decision) logrus.Fields {
