@@ -26,7 +26,7 @@ help: ## list the targets
 all: build man ## build the programs and the man pages
 
 build: ## build the programs into build/
-	$(GO) build -trimpath -o $(BUILD)/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BUILD)/ ./cmd/...
 
 run: build ## start the daemon in the foreground on its real sockets (root)
 	@if [ "$$(id -u)" != 0 ]; then echo "make run: needs root, the daemon writes the host's cgroups: sudo make run" >&2; exit 1; fi
