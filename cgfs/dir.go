@@ -151,7 +151,7 @@ func (d *Dir) Rmdir(name string) error {
 // Children returns the names of the child cgroups, sorted. hidden counts those
 // that cannot be told to anybody: not UTF-8, or with control characters.
 func (d *Dir) Children() (names []string, hidden int, err error) {
-	all, err := d.entries(unix.DT_DIR)
+	all, err := d.directories()
 	if err != nil {
 		return nil, 0, err
 	}
