@@ -599,16 +599,16 @@ i=0
 for m in "$@"; do
 	mkdir -p -m 755 "/sys/fs/cgroup/${m##*/}"; mount --bind "$aside/$i" "/sys/fs/cgroup/${m##*/}"; i=$((i+1))
 done
+umount -R "$aside"
 mount -t tmpfs run /run
 chmod 755 /run
 echo ready
 exec sleep 300`
 
-// The daemon on its real sockets, in a mount namespace of its own.
-func TestKernelNothingLostDefaults(t *testing.T) {
-	harness.Require(t, "root", "v1", "v2", "unshare", "nsenter", "mount")
-	p := harness.Start(t, harness.Spec{})
-	dir := harness.PublicDir(t)
+// mountHost makes a mount namespace with hostMounts, which lasts as long as the
+// child of p that it returns. dir is the test's own.
+func mountHost(t *testing.T, p *harness.Proc, dir string) *harness.Child {
+	t.Helper()
 	if err := os.Mkdir(dir+"/aside", 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -629,6 +629,15 @@ func TestKernelNothingLostDefaults(t *testing.T) {
 	if n, err := host.Out.Read(ready); err != nil || string(ready[:n]) != "ready\n" {
 		t.Fatalf("the mount namespace: %q, %v", ready[:n], err)
 	}
+	return host
+}
+
+// The daemon on its real sockets, in a mount namespace of its own.
+func TestKernelNothingLostDefaults(t *testing.T) {
+	harness.Require(t, "root", "v1", "v2", "unshare", "nsenter", "mount")
+	p := harness.Start(t, harness.Spec{})
+	dir := harness.PublicDir(t)
+	host := mountHost(t, p, dir)
 	root := fmt.Sprintf("/proc/%d/root", host.PID)
 	sockets := []string{root + "/run/cgmanager/sock", root + "/sys/fs/cgroup/cgmanager/sock", root + "/sys/fs/cgroup/manager"}
 	in := func(argv ...string) []string {
