@@ -16,6 +16,7 @@ import (
 
 	"cgmanager/api"
 	"cgmanager/api/wire"
+	"cgmanager/cgfs/cgtest"
 )
 
 // testServer is a Server with a fakeBackend that serves until the test ends,
@@ -96,13 +97,15 @@ func countFDs(t testing.TB) int {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for range 300 {
+	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
 		if ok() {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		if time.Since(start) > cgtest.Patience(3*time.Second) {
+			t.Errorf("never: %s", what)
+			return
+		}
 	}
-	t.Errorf("never: %s", what)
 }
 
 // client is the client's end of a connection, byte by byte.
@@ -420,7 +423,7 @@ func (ts *testServer) serves() {
 	c.ok(ping(), "")
 	c.ok(to(api.Interface0, "Create", "memory", "x"), "i")
 	c.close()
-	if d := time.Since(start); d > time.Second {
+	if d := time.Since(start); d > cgtest.Patience(time.Second) {
 		ts.t.Errorf("others had to wait for %v", d)
 	}
 }

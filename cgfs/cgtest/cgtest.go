@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Requirement is something that a machine may lack.
@@ -227,6 +229,18 @@ func thawTask(pid int) {
 			}
 		}
 	}
+}
+
+// Patience is how long to allow for what takes d at most on a machine that has
+// nothing else to do: longer by as much as more wants to run (the load average
+// of the last minute, sysinfo(2)) than there are processors.
+func Patience(d time.Duration) time.Duration {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return d
+	}
+	load := float64(info.Loads[0]) / (1 << 16)
+	return time.Duration(float64(d) * max(1, load/float64(runtime.NumCPU())))
 }
 
 // NoLeaks fails the test if it ends with more open descriptors or goroutines

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -33,14 +33,7 @@ type siege struct {
 
 // patience is how long any request of an honest client may take meanwhile: a
 // second, and more where the machine is busy with other things.
-func patience() time.Duration {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return time.Second
-	}
-	load := float64(info.Loads[0]) / (1 << 16) // sysinfo(2)
-	return time.Duration(float64(time.Second) * max(1, load/float64(runtime.NumCPU())))
-}
+func patience() time.Duration { return cgtest.Patience(time.Second) }
 
 func newSiege(t *testing.T) *siege {
 	t.Helper()
