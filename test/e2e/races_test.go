@@ -19,14 +19,17 @@ import (
 // raceTime bounds a race in time, should its rounds not fit.
 const raceTime = 60 * time.Second
 
-// rounds calls f n times, or as often as fits into raceTime.
+// rounds calls f n times, or as often as fits into raceTime, which must be half
+// of them: a race that was hardly run shows nothing.
 func rounds(t *testing.T, n int, f func(round int)) {
 	t.Helper()
 	n = harness.Rounds(n)
 	end := time.Now().Add(raceTime)
 	for i := range n {
 		if time.Now().After(end) {
-			t.Logf("%d of %d rounds fit in %v", i, n, raceTime)
+			if t.Logf("%d of %d rounds fit in %v", i, n, raceTime); i < n/2 {
+				t.Error("too few rounds")
+			}
 			return
 		}
 		f(i)
