@@ -113,7 +113,8 @@ func startServer(ctx context.Context, log *os.File, argv func(dir, path string) 
 	s.cmd = exec.CommandContext(ctx, args[0], args[1:]...)
 	s.cmd.Stderr = log
 	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a ^C is for the client, which cleans up
+	// A ^C is for the client, which cleans up.
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := s.cmd.Start(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(s.dir))
 	}
