@@ -18,6 +18,9 @@ REQUIRE := root,v1,v2,userns
 # of this machine, and the kernel takes one writer of cgroups at a time.
 ONE := -p 1
 
+# More for go test, such as -v.
+TESTFLAGS ?=
+
 .PHONY: help all build test test-short race lint fuzz bench man generate install check clean run
 
 help: ## list the targets
@@ -39,7 +42,7 @@ test: ## install what the tests need and run all of them (root)
 	@if [ "$$(id -u)" != 0 ]; then echo "make test: needs root for cgroups and namespaces: sudo make test (or make test-short)" >&2; exit 1; fi
 	@.ci/deps
 	$(GO) build ./...
-	CGM_REQUIRE=$(REQUIRE) $(GO) test $(ONE) -timeout 20m ./...
+	CGM_REQUIRE=$(REQUIRE) $(GO) test $(ONE) -timeout 20m $(TESTFLAGS) ./...
 
 test-short: ## run the tests that any user can run, in seconds
 	$(GO) test -short -timeout 2m ./...
