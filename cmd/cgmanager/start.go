@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/coreos/go-systemd/v22/activation"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
@@ -38,20 +37,33 @@ func socketPath(address string) (string, error) {
 	return filepath.Clean(path), nil
 }
 
-// inherited returns the listening sockets that a service manager passed
-// (sd_listen_fds(3)). What is not one is an error: it was meant to be served.
+// firstInherited is the first descriptor that a service manager passes
+// (sd_listen_fds(3)).
+const firstInherited = 3
+
+// inherited returns the listening sockets that a service manager passed. What
+// is not one is an error: it was meant to be served.
 func inherited() ([]*server.Listener, error) {
+	pid, n := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
+	if pid != strconv.Itoa(os.Getpid()) {
+		return nil, nil // meant for another process
+	}
+	count, err := strconv.Atoi(n)
+	if err != nil || count < 0 || count > 64 {
+		return nil, fmt.Errorf("LISTEN_FDS=%q is not a number of descriptors", n)
+	}
 	var ls []*server.Listener
-	for _, f := range activation.Files(true) {
-		domain, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_DOMAIN)
+	for fd := firstInherited; fd < firstInherited+count; fd++ {
+		unix.CloseOnExec(fd)
+		domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 		listening := 0
 		if err == nil {
-			listening, err = unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+			listening, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 		}
 		if err != nil || domain != unix.AF_UNIX || listening == 0 {
-			return nil, fmt.Errorf("the descriptor %q that was passed (LISTEN_FDS) is not a listening Unix socket", f.Name())
+			return nil, fmt.Errorf("descriptor %d, which was passed (LISTEN_FDS), is not a listening Unix socket", fd)
 		}
-		ls = append(ls, server.FromFile(f))
+		ls = append(ls, server.FromFile(os.NewFile(uintptr(fd), fmt.Sprintf("LISTEN_FDS[%d]", fd-firstInherited))))
 	}
 	return ls, nil
 }
