@@ -1,0 +1,74 @@
+package manager_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/cgfs/cgtest"
+)
+
+// contained starts a process with uid 100000 in a cgroup, in a user and pid
+// namespace of its own if asked for.
+func contained(t *testing.T, dir string, namespaces bool) api.Cred {
+	t.Helper()
+	cmd := exec.Command("sleep", "300")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if namespaces {
+		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 100000, Size: 65536}}
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWUSER | unix.CLONE_NEWPID
+		cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = ids, ids
+		cmd.SysProcAttr.Credential = &syscall.Credential{NoSetGroups: true}
+	} else {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 100000, Gid: 100000}
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	pid := cmd.Process.Pid
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	return api.Cred{PID: int32(pid), UID: 100000, GID: 100000}
+}
+
+// A requestor behind a proxy moves what it sees itself, not what the proxy
+// does.
+func TestKernelEscapeIsTheRequestorsOwn(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.Userns)
+	m := newManager(t)
+	proxy := self(t, m)
+	n := name(t)
+	if _, err := m.Create(proxy, n+"/jail", []string{"memory"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	jail := filepath.Join(own(t, "memory"), n, "jail")
+	r := contained(t, jail, true)
+	hidden := contained(t, jail, false) // the same uid, in the host's pid namespace
+	rq := &api.Request{Peer: proxy.Peer, Opener: proxy.Opener, Sender: proxy.Sender, For: &r}
+
+	err := m.MovePidAbs0(rq, "memory", "/"+n, api.Victim{Cred: &hidden})
+	if kind(err) != api.Denied {
+		t.Errorf("a task that the requestor does not see: %v", err)
+	}
+	if got := read(t, filepath.Join(jail, "cgroup.procs")); !strings.Contains(got, strconv.Itoa(int(hidden.PID))) {
+		t.Error("it was moved")
+	}
+	if err := m.MovePidAbs0(rq, "memory", "/"+n, api.Victim{Cred: &r}); err != nil {
+		t.Errorf("its own: %v", err)
+	}
+	if got := read(t, filepath.Join(filepath.Dir(jail), "cgroup.procs")); got != strconv.Itoa(int(r.PID)) {
+		t.Errorf("in the proxy's cgroup: %q, want %d", got, r.PID)
+	}
+}
