@@ -99,7 +99,7 @@ func TestKernelThreeNamespacesDeep(t *testing.T) {
 		})
 	}
 	t.Run("nothing else", func(t *testing.T) { deepRefused(w.sub(t), b, around[1]) })
-	// Its neighbours' files are out of reach even where it has the socket's.
+	// The sockets are the host's: they cannot be replaced for others.
 	for _, cmd := range []string{
 		"rm -f /run/cgmanager/sock", "touch /run/cgmanager/x", "rm -f /sys/fs/cgroup/manager",
 		"mount -o remount,bind,rw /run/cgmanager && touch /run/cgmanager/x",
@@ -215,9 +215,16 @@ func deepRefused(w *world, b, around *box) {
 
 	before := w.Snapshot()
 	for _, args := range [][]string{
-		{"create", "memory", "../x"}, {"set", "..", "memory.limit=1M"}, {"get", "..", "memory.limit"},
-		{"movepid", "memory", "..", "1"}, {"listchildren", "memory", ".."}, {"gettasks", "memory", ".."},
-		{"remove", "memory", ".."}, {"chown", "memory", "..", "0", "0"}, {"kill", ".."}, {"freeze", ".."},
+		{"create", "memory", "../x"},
+		{"set", "..", "memory.limit=1M"},
+		{"get", "..", "memory.limit"},
+		{"movepid", "memory", "..", "1"},
+		{"listchildren", "memory", ".."},
+		{"gettasks", "memory", ".."},
+		{"remove", "memory", ".."},
+		{"chown", "memory", "..", "0", "0"},
+		{"kill", ".."},
+		{"freeze", ".."},
 	} {
 		out, code := b.Exec(nil, append([]string{bin}, args...)...)
 		if code != 1 || out == "" {
