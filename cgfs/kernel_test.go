@@ -172,7 +172,7 @@ func TestKernelMount(t *testing.T) {
 	cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.V2)
 	cgtest.NoLeaks(t)
 	token := "name=cgmtest." + strconv.Itoa(os.Getpid())
-	t.Cleanup(func() { discard(t, token) })
+	cgtest.Discard(t, token)
 	s, err := Open(Options{Mount: []string{token, "memory"}})
 	check(t, err)
 	defer s.Close()
@@ -210,27 +210,6 @@ func TestKernelMount(t *testing.T) {
 		_ = s.Close()
 		t.Error("hugetlb was taken from v2")
 	}
-}
-
-// discard gets rid of a named hierarchy. The kernel keeps one that had a child
-// when it was unmounted last, and a child that was removed counts as one until
-// the kernel has freed it; then it takes another mount to let go of it.
-func discard(t *testing.T, token string) {
-	for range 250 {
-		self, err := os.ReadFile("/proc/self/cgroup")
-		check(t, err)
-		if !strings.Contains(string(self), ":"+token+":") {
-			return
-		}
-		// EBUSY: it is about to go.
-		if s, err := Open(Options{Mount: []string{token}}); err == nil {
-			check(t, s.Close())
-		} else if !errors.Is(err, unix.EBUSY) {
-			t.Error(err)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	t.Errorf("the hierarchy %s is left behind", token)
 }
 
 // Options of the mount are no controllers: "all" would take every one that is

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"testing"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -15,6 +16,7 @@ func TestKernelFlagsMountAndSkip(t *testing.T) {
 	harness.Require(t, "root", "v1", "v2")
 	tree := harness.NewTree(t)
 	named := fmt.Sprintf("name=cgmtest-flags-%d", os.Getpid())
+	cgtest.Discard(t, named)
 	for _, args := range [][]string{
 		{"--mount=" + named, "--skip=freezer,pids"},
 		{"-m", named, "-M", "freezer", "-M", "pids"},
