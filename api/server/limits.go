@@ -31,7 +31,8 @@ type Limits struct {
 	// of one account. 64 and 8.
 	Workers, AccountWorkers int
 	// Closers bounds the goroutines that close passed descriptors, and
-	// AccountClosers those that one account occupies. 32 and 4.
+	// AccountClosers those that one account occupies. 256 and 4: who blocks one
+	// costs a thread, and 64 accounts would have to conspire.
 	Closers, AccountClosers int
 	// Changes bounds an account's changes per second, and Burst how many it
 	// may save up. 1,000 and 5,000.
@@ -76,7 +77,7 @@ func (l Limits) withDefaults(files int) Limits {
 	l.Buffered = cmp.Or(l.Buffered, 8<<20)
 	l.Workers = cmp.Or(l.Workers, 64)
 	l.AccountWorkers = cmp.Or(l.AccountWorkers, 8)
-	l.Closers = cmp.Or(l.Closers, 32)
+	l.Closers = cmp.Or(l.Closers, 256)
 	l.AccountClosers = cmp.Or(l.AccountClosers, 4)
 	l.Changes = cmp.Or(l.Changes, 1000)
 	l.Burst = cmp.Or(l.Burst, 5000)
