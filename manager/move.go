@@ -248,7 +248,7 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 	}
 	for i := range steps {
 		if err := c.act(v, &steps[i]); err != nil {
-			c.putBack(v, steps[:i+1])
+			c.putBack(v, steps[:i]) // the kernel moves a whole process or none of it
 			return c.kernel(in(v.subject, steps[i].dst.h), err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -194,7 +195,7 @@ func (c *call) write(ws []*write, u *undo) error {
 		if !w.decision.Allowed() {
 			return api.Errorf(api.Denied, "%s %s: not decided", c.op, w.subject)
 		}
-		if err := w.file.Write(w.value); err != nil {
+		if err := writeLimit(w); err != nil {
 			return c.kernel(w.subject, err)
 		}
 		if w.undos {
@@ -211,6 +212,19 @@ func (c *call) write(ws []*write, u *undo) error {
 		c.done(w.subject, w.at.h, w.decision)
 	}
 	return nil
+}
+
+// writeLimit writes w. For a moment the kernel refuses a memory limit that is met
+// already, because it takes back what it charged in advance on another processor
+// only when that one gets to it.
+func writeLimit(w *write) error {
+	for try := 0; ; try++ {
+		err := w.file.Write(w.value)
+		if !errors.Is(err, unix.EBUSY) || try == 10 || !strings.HasPrefix(w.file.Name(), "memory.") {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 // plan is the writes of one request, in the making.
