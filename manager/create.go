@@ -161,7 +161,7 @@ func (c *call) create(p *creation, u *undo) (bool, error) {
 				c.m.log.WithFields(logrus.Fields{"op": c.op, "target": p.subject}).WithError(err).Error("undo of a creation failed")
 			}
 		})
-		c.close = append(c.close, dirCloser{above})
+		c.close = append(c.close, handle{above})
 		p.at.dir, p.at.path = child, join(p.at.path, name)
 		if err != nil {
 			return false, c.kernel(p.subject, err)
@@ -172,7 +172,3 @@ func (c *call) create(p *creation, u *undo) (bool, error) {
 	c.done(p.name, p.at.h, p.decision)
 	return true, nil
 }
-
-type dirCloser struct{ d *cgfs.Dir }
-
-func (c dirCloser) Close() { _ = c.d.Close() }

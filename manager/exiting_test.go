@@ -2,36 +2,12 @@ package manager_test
 
 import (
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"cgmanager/api"
 	"cgmanager/cgfs/cgtest"
 )
-
-// headless starts a process whose first thread exits, in dir of a v1
-// hierarchy. The kernel says from then on that it is in "/".
-func headless(t *testing.T, dir string) int32 {
-	t.Helper()
-	const program = `import ctypes, threading, time
-threading.Thread(target=time.sleep, args=(300,)).start()
-ctypes.CDLL(None).pthread_exit(None)`
-	pid := cgtest.Child(t, "python3", "-c", program)
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
-		t.Fatal(err)
-	}
-	for range 1000 {
-		if strings.Contains(read(t, "/proc/"+strconv.Itoa(pid)+"/status"), "State:\tZ") {
-			return int32(pid)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	t.Fatal("the first thread does not end")
-	return 0
-}
 
 // A process whose first thread has exited is not in the root of every v1
 // hierarchy, though the kernel says so: it stays confined to where it is, and
@@ -53,7 +29,7 @@ func TestKernelFirstThreadExited(t *testing.T) {
 		}
 	}
 
-	cred := api.Cred{PID: headless(t, mount+n+"/own"), UID: uid, GID: uid}
+	cred := api.Cred{PID: int32(cgtest.Headless(t, mount+n+"/own")), UID: uid, GID: uid}
 	peer, err := m.Open(cred, -1)
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +51,7 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	t.Cleanup(peer.Close)
 	rq = &api.Request{Peer: peer, Opener: me, Sender: me}
 	root := self(t, m)
-	victim := headless(t, mount+n+"/jail")
+	victim := int32(cgtest.Headless(t, mount+n+"/jail"))
 	if err := m.MovePid0(root, "freezer", strings.TrimPrefix(n, "/")+"/own", api.Victim{PID: int64(victim)}); err != nil {
 		t.Errorf("the host's root moves it: %v", err)
 	}

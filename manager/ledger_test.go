@@ -2,7 +2,6 @@ package manager_test
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,30 +9,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
 	"cgmanager/api"
-	"cgmanager/cgfs"
 	"cgmanager/cgfs/cgtest"
-	"cgmanager/manager"
 )
 
 // A container that moves into cgroups of its own has no bound in each.
 func TestKernelCgroupsPerContainerAreBounded(t *testing.T) {
 	cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.Userns)
-	set, err := cgfs.Open(cgfs.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer set.Close()
-	log := logrus.New()
-	log.SetOutput(io.Discard)
 	const limit = 8
-	m, err := manager.New(manager.Config{Hierarchies: set, MaxCgroups: limit, Log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
+	m := newBoundedManager(t, limit)
 	dir := filepath.Join(cgtest.Mount(t, "freezer"), cgtest.Name(t))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)

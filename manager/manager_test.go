@@ -23,13 +23,19 @@ import (
 // newManager starts a Manager on this machine's hierarchies.
 func newManager(t testing.TB) *manager.Manager {
 	t.Helper()
+	return newBoundedManager(t, 0)
+}
+
+// newBoundedManager is newManager with a bound on cgroups, 0 for the usual one.
+func newBoundedManager(t testing.TB, maxCgroups int) *manager.Manager {
+	t.Helper()
 	set, err := cgfs.Open(cgfs.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	m, err := manager.New(manager.Config{Hierarchies: set, Log: log})
+	m, err := manager.New(manager.Config{Hierarchies: set, MaxCgroups: maxCgroups, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"errors"
+	"io"
 	"slices"
 	"strings"
 
@@ -209,10 +210,10 @@ func (p *place) Close() {
 	closeUnless(p.dir, p.top)
 }
 
-// fileCloser closes a file handle with the call.
-type fileCloser struct{ f *cgfs.File }
+// handle closes a directory or file with the call.
+type handle struct{ io.Closer }
 
-func (c fileCloser) Close() { _ = c.f.Close() }
+func (h handle) Close() { _ = h.Closer.Close() }
 
 // file opens a control file of a place and gathers the facts about it. The
 // call closes it.
@@ -221,7 +222,7 @@ func (c *call) file(p *place, name string, what cgfs.For) (*cgfs.File, privcheck
 	if err != nil {
 		return nil, privcheck.Object{}, err
 	}
-	c.close = append(c.close, fileCloser{f})
+	c.close = append(c.close, handle{f})
 	a, err := f.Attr()
 	if err != nil {
 		return nil, privcheck.Object{}, err

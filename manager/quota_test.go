@@ -2,7 +2,6 @@ package manager_test
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,10 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sirupsen/logrus"
-
 	"cgmanager/api"
-	"cgmanager/cgfs"
 	"cgmanager/cgfs/cgtest"
 	"cgmanager/manager"
 )
@@ -51,19 +47,8 @@ func userIn(t *testing.T, m *manager.Manager, uid int, dir string) *api.Request 
 
 func TestKernelCgroupsPerOwnerAreBounded(t *testing.T) {
 	cgtest.Require(t, cgtest.Root, cgtest.V1)
-	set, err := cgfs.Open(cgfs.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer set.Close()
-	log := logrus.New()
-	log.SetOutput(io.Discard)
 	const limit = 5
-	m, err := manager.New(manager.Config{Hierarchies: set, MaxCgroups: limit, Log: log})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
+	m := newBoundedManager(t, limit)
 	n := name(t)
 	if _, err := m.Create(self(t, m), n, []string{"memory"}, nil); err != nil {
 		t.Fatal(err)

@@ -298,3 +298,29 @@ func openFDs(t testing.TB) int {
 	}
 	return len(entries)
 }
+
+// Headless starts a process whose first thread has exited and whose second
+// goes on, in dir of a v1 hierarchy, and returns its pid. The kernel says of the
+// first thread from then on that it is in "/".
+func Headless(t testing.TB, dir string) int {
+	t.Helper()
+	const program = `import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(300,)).start()
+ctypes.CDLL(None).pthread_exit(None)`
+	pid := Child(t, "python3", "-c", program)
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), "State:\tZ") {
+			return pid
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Fatal("the first thread does not end")
+	return 0
+}

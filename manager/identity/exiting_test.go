@@ -3,10 +3,7 @@ package identity_test
 import (
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -14,31 +11,6 @@ import (
 	"cgmanager/cgfs/cgtest"
 	"cgmanager/manager/identity"
 )
-
-// headless starts a process whose first thread has exited and whose second
-// goes on, in dir of a v1 hierarchy, and returns its pid.
-func headless(t *testing.T, dir string) int32 {
-	t.Helper()
-	const program = `import ctypes, threading, time
-threading.Thread(target=time.sleep, args=(300,)).start()
-ctypes.CDLL(None).pthread_exit(None)`
-	pid := cgtest.Child(t, "python3", "-c", program)
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
-		t.Fatal(err)
-	}
-	for range 1000 {
-		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if strings.Contains(string(b), "State:\tZ") {
-			return int32(pid)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	t.Fatal("the first thread does not end")
-	return 0
-}
 
 // The kernel says of a task that has begun to exit that its v1 cgroups are "/",
 // wherever it was. A process lives on behind such a first thread, and whoever
@@ -59,7 +31,7 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	task, err := identity.OpenTask(headless(t, dir))
+	task, err := identity.OpenTask(int32(cgtest.Headless(t, dir)))
 	if err != nil {
 		t.Fatal(err)
 	}
