@@ -21,7 +21,7 @@ ONE := -p 1
 # More for go test, such as -v.
 TESTFLAGS ?=
 
-.PHONY: help all build test test-short race lint fuzz bench man generate install check clean run
+.PHONY: help all build test test-short test-vm race lint fuzz bench man generate install check clean run
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -47,7 +47,10 @@ test: ## install what the tests need and run all of them (root)
 test-short: ## run the tests that any user can run, in seconds
 	$(GO) test -short -timeout 2m ./...
 
-race: ## run the same under the race detector, but for the end-to-end tests
+test-vm: ## run the kernel's tests in virtual machines of every cgroup layout (root); KINDS="unified hybrid"
+	@test/vm/run $(KINDS)
+
+race: ## run the tests of test-short under the race detector, but for the end-to-end tests
 	$(GO) test -race -short $(ONE) -timeout 5m $$($(GO) list ./... | grep -v /test/)
 
 lint: $(LINTER) ## gofmt, go vet and golangci-lint
