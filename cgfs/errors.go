@@ -8,7 +8,7 @@ var (
 	// ErrNoController: no hierarchy that is open has the controller.
 	ErrNoController = errors.New("no such controller")
 	// ErrUnsupported: the hierarchy's version, or this kernel, cannot do it.
-	ErrUnsupported = errors.New("not supported on this hierarchy")
+	ErrUnsupported = errors.New("not supported on this host")
 	// ErrValue: the value of a key is malformed or out of range.
 	ErrValue = errors.New("invalid value")
 	// ErrName: the name of a cgroup or control file is malformed.

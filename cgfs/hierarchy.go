@@ -37,6 +37,7 @@ type Options struct {
 type Set struct {
 	hierarchies []*Hierarchy
 	controllers []string
+	skip        []string
 	hugeSizes   []string // "2MB", "1GB"
 }
 
@@ -72,7 +73,7 @@ func Open(o Options) (_ *Set, err error) {
 		return nil, err
 	}
 
-	s := &Set{hugeSizes: hugePageSizes()}
+	s := &Set{hugeSizes: hugePageSizes(), skip: o.Skip}
 	defer func() {
 		if err != nil {
 			_ = s.Close()
@@ -229,6 +230,11 @@ func (s *Set) sort() {
 	for _, h := range s.hierarchies {
 		s.controllers = append(s.controllers, h.controllers...)
 	}
+	for _, o := range otherNames {
+		if _, ok := s.ByController(o.name); ok && !slices.Contains(s.controllers, o.name) {
+			s.controllers = append(s.controllers, o.name)
+		}
+	}
 	slices.SortFunc(s.controllers, func(a, b string) int { return cmp.Compare(bare(a), bare(b)) })
 }
 
@@ -319,7 +325,8 @@ func delegationFiles() []string {
 func (s *Set) Hierarchies() []*Hierarchy { return s.hierarchies }
 
 // ByController finds the hierarchy of a controller, or of a name ("name=X").
-// "systemd" means "name=systemd".
+// "systemd" means "name=systemd". A name that only the other version has means
+// the hierarchy that does the same here (see otherNames).
 func (s *Set) ByController(name string) (*Hierarchy, bool) {
 	if name == "systemd" {
 		name = "name=systemd"
@@ -329,11 +336,20 @@ func (s *Set) ByController(name string) (*Hierarchy, bool) {
 			return h, true
 		}
 	}
+	if slices.Contains(s.skip, name) {
+		return nil, false
+	}
+	for _, h := range s.hierarchies {
+		if _, ok := h.other(name); ok {
+			return h, true
+		}
+	}
 	return nil, false
 }
 
-// Controllers returns the names of all controllers, and name=X, which is
-// sorted as X. The slice is not to be changed.
+// Controllers returns the names that ByController knows: of all controllers,
+// under the other version's name too, and name=X, which is sorted as X. The
+// slice is not to be changed.
 func (s *Set) Controllers() []string { return s.controllers }
 
 // Unified returns the v2 hierarchy if there is one.

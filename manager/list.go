@@ -34,7 +34,11 @@ func (m *Manager) ListControllers(rq *api.Request, name *string) (_ []string, er
 		}); err != nil {
 			return nil, err
 		}
-		out = append(out, p.h.Controllers()...)
+		for _, ctrl := range m.set.Controllers() {
+			if h, ok := m.set.ByController(ctrl); ok && h == p.h {
+				out = append(out, ctrl)
+			}
+		}
 	}
 	slices.Sort(out)
 	return out, nil

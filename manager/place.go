@@ -249,8 +249,9 @@ func (c *call) hierarchies(names []string) ([]*cgfs.Hierarchy, error) {
 	for _, n := range names {
 		h, ok := c.m.set.ByController(n)
 		if !ok {
-			return nil, api.Errorf(api.NotFound, "%s: no such controller on this host: %q", c.op, n).
-				WithHint("ListControllers names those that there are")
+			kind, text := classify(c.m.set.Missing(n))
+			return nil, api.Errorf(kind, "%s: %s", c.op, text).
+				WithHint("ListControllers names those that this host has")
 		}
 		want[h] = true
 	}

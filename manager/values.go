@@ -99,7 +99,7 @@ func (c *call) parseKey(name string) (setting, error) {
 	}
 	h, ok := c.m.set.ByController(s.controller)
 	if !ok {
-		return s, api.Errorf(api.Unsupported, "%s: key %q: this host has no controller %q", c.op, name, s.controller)
+		return s, c.kernel("key "+quote(name), c.m.set.Missing(s.controller))
 	}
 	s.h = h
 	return s, nil
@@ -119,8 +119,9 @@ func (s *settings) onlyIn(hs []*cgfs.Hierarchy) error {
 func (s *settings) controllers(h *cgfs.Hierarchy) []string {
 	var out []string
 	for _, one := range s.all {
-		if one.h == h && one.controller != "" && !slices.Contains(out, one.controller) {
-			out = append(out, one.controller)
+		ctrl := h.Enables(one.controller)
+		if one.h == h && ctrl != "" && !slices.Contains(out, ctrl) {
+			out = append(out, ctrl)
 		}
 	}
 	return out
@@ -354,17 +355,20 @@ func (p *plan) read(controller, file string) (string, error) {
 }
 
 func (c *call) readFile(places []*place, controller, file, name string) (string, error) {
+	h, ok := c.m.set.ByController(controller)
+	if controller == "" {
+		h, ok = c.m.set.Unified()
+	}
+	if !ok {
+		return "", c.m.set.Missing(controller)
+	}
 	var at *place
 	for _, p := range places {
-		if controller == "" && p.h.Version() == cgfs.V2 || controller != "" && p.h.Has(controller) {
+		if p.h == h {
 			at = p
 		}
 	}
 	if at == nil {
-		h, ok := c.m.set.ByController(controller)
-		if !ok {
-			return "", cgfs.ErrNoController
-		}
 		path := join(c.r().own(h), name)
 		if err := c.confined(h, path, quote(name)); err != nil {
 			return "", err
