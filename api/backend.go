@@ -133,6 +133,13 @@ type CGManager1 interface {
 	// Kill kills every task in the cgroup and below; it loses none that fork
 	// meanwhile.
 	Kill(rq *Request, name string) error
+	// Delegate gives the requestor a subtree to manage by itself: the cgroup is
+	// made if need be, in the hierarchies of the given controllers (none given:
+	// those in which the requestor has a place), and can pass its controllers
+	// on; the directory and the files of delegation are the requestor's, and
+	// its limits nobody's but the host's. It returns where the cgroup lies as
+	// the requestor's own cgroup namespace shows it.
+	Delegate(rq *Request, name string, controllers []string) (path string, err error)
 }
 
 // CGManager0 is the interface org.linuxcontainers.cgmanager0_0, the original

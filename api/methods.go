@@ -149,5 +149,6 @@ func methods1() []Method {
 		{Name: "Delete", In: in(name), Changes: true},
 		{Name: "DeleteForce", In: in(name), Changes: true},
 		{Name: "Kill", In: in(name), Changes: true},
+		{Name: "Delegate", In: in(name, controllers), Out: in(Arg{"path", "s"}), Changes: true},
 	}
 }

@@ -321,11 +321,16 @@ func (c *call) existing(name string) ([]*place, error) {
 		return ps, nil
 	}
 	if !placed {
-		c.refused(quote(name), requestor, privcheck.Decision{}, "not placed in any hierarchy")
-		return nil, api.Errorf(api.Denied, "%s %q: you are in no cgroup of your own in any hierarchy", c.op, name).
-			WithHint("whoever started the container has to put it into a cgroup first")
+		return nil, c.nowhere(name)
 	}
 	return nil, api.Errorf(api.NotFound, "%s %q: no such cgroup", c.op, name)
+}
+
+// nowhere refuses a requestor that nobody has put into a cgroup.
+func (c *call) nowhere(name string) error {
+	c.refused(quote(name), requestor, privcheck.Decision{}, "not placed in any hierarchy")
+	return api.Errorf(api.Denied, "%s %q: you are in no cgroup of your own in any hierarchy", c.op, name).
+		WithHint("whoever started the container has to put it into a cgroup first")
 }
 
 // in is a subject with the hierarchy it lies in, for errors that concern one

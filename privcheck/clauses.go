@@ -321,6 +321,40 @@ func Kill(r Requestor, p Place, tasks []Task) Decision {
 	return allow("7 kill")
 }
 
+// Delegate answers clause 7 for Delegate, about a cgroup p that is there by now:
+// as Create below it, and as Chown to r itself, for which owning it is enough.
+func Delegate(r Requestor, p Place) Decision {
+	if p.Target == "/" {
+		return deny("7 root", "a hierarchy's root cannot be delegated")
+	}
+	d := Create(r, p)
+	if d.allowed && !r.owns(p.Dir) && !r.rootOver(p.Dir) {
+		return deny("7 owner", "you do not own it and are not root over it in your user namespace")
+	}
+	return d.in("7")
+}
+
+// DelegateFile answers clause 7 for a file of delegation of p, which is going to
+// be r's: as ChownFile, except that r need not be root for what it owns.
+func DelegateFile(r Requestor, p Place, file Object) Decision {
+	d := Delegate(r, p)
+	if d.allowed && !r.owns(file) && !r.rootOver(file) {
+		return deny("7 owner", "a file in it is somebody else's, who has kept the right over its tasks")
+	}
+	return d
+}
+
+// DelegateLimit answers clause 7 for any other file of p: is it to be the host's?
+// That is refused where r could do nothing to the file anyway: such a limit stays
+// with whoever has set it.
+func DelegateLimit(r Requestor, p Place, file Object) Decision {
+	d := Delegate(r, p)
+	if d.allowed && !r.owns(file) && !r.rootOver(file) && !access(r, file, Write).allowed {
+		return deny("7 limit", "it is not yours already")
+	}
+	return d
+}
+
 // ReadValue answers clause 8 for a file of a cgroup, or its directory
 // (ListChildren, ListKeys).
 func ReadValue(r Requestor, p Place, obj Object) Decision {

@@ -97,3 +97,16 @@ func (c *Client) DeleteForce(ctx context.Context, name string) error {
 func (c *Client) Kill(ctx context.Context, name string) error {
 	return c.call(ctx, interface1, "Kill", nil, name)
 }
+
+// Delegate makes the cgroup if need be and gives it to the caller to manage by
+// itself: the controllers (none: all that the caller's own cgroup was given)
+// can be used below it, its files of delegation are the caller's, and its
+// limits are fixed from now on. It returns the cgroup's path as the caller's
+// cgroup namespace shows it (/proc/PID/cgroup).
+func (c *Client) Delegate(ctx context.Context, name string, controllers []string) (path string, err error) {
+	if controllers == nil {
+		controllers = []string{}
+	}
+	err = c.call(ctx, interface1, "Delegate", []any{&path}, name, controllers)
+	return path, err
+}

@@ -235,3 +235,7 @@ func (b *fakeBackend) MoveFd(rq *api.Request, name string, _ int) error  { retur
 func (b *fakeBackend) Delete(rq *api.Request, name string) error         { return b.fail(rq, name) }
 func (b *fakeBackend) DeleteForce(rq *api.Request, name string) error    { return b.fail(rq, name) }
 func (b *fakeBackend) Kill(rq *api.Request, name string) error           { return b.fail(rq, name) }
+
+func (b *fakeBackend) Delegate(rq *api.Request, name string, controllers []string) (string, error) {
+	return "/" + name + "/" + strings.Join(controllers, ","), b.fail(rq, name)
+}

@@ -202,6 +202,10 @@ func calls1() map[string]backendCall {
 		"Kill(s)": func(b api.Backend, rq *api.Request, a *args) (result, error) {
 			return done(b.Kill(rq, a.s[0]))
 		},
+		"Delegate(sas)": func(b api.Backend, rq *api.Request, a *args) (result, error) {
+			path, err := b.Delegate(rq, a.s[0], a.list)
+			return result{text: path}, err
+		},
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 func (o *options) cgroupCommands() []*cobra.Command {
 	return []*cobra.Command{
 		o.runCommand(),
+		o.delegateCommand(),
 		o.treeCommand(),
 		o.statusCommand(),
 		o.getCommand(),

@@ -20,7 +20,7 @@ func TestKernelReadme(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, _ := strings.Cut(string(text), "## Five examples")
+	_, section, _ := strings.Cut(string(text), "## Six examples")
 	section, _, ok := strings.Cut(section, "\n## ")
 	if !ok {
 		t.Fatal("README.md has no examples")
@@ -43,6 +43,7 @@ func TestKernelReadme(t *testing.T) {
 		{"CGROUP", "batch", "frozen"},
 		{"/alice/job\n"},
 		{"1\n"},
+		{"below /", "/alice/ci\n", "crun --cgroup-manager=cgroupfs"},
 		{"int32 -1"},
 	}
 	examples := regexp.MustCompile(`(?m)^\d\. `).Split(section, -1)[1:]
@@ -71,7 +72,7 @@ func TestKernelReadme(t *testing.T) {
 			}
 		}
 	}
-	for _, name := range []string{"demo", "batch", "alice/job"} {
+	for _, name := range []string{"demo", "batch", "alice/job", "alice/ci"} {
 		if err := waitGone(tree.Path("box/" + name)); err != nil {
 			t.Error(err)
 		}

@@ -102,20 +102,27 @@ func (o *options) enter(ctx context.Context, name string, controllers []string, 
 	}
 	defer done()
 
-	var made creations
+	made := creations{temporary: true}
 	if err := made.create(ctx, c, name, controllers, values); err != nil {
 		return made.undo(ctx, c, advise(err, controllers))
 	}
-	// Enter ends the connection: undo has another.
-	if err := c.Enter(ctx, name); err != nil {
-		again, dialErr := client.DialAddress(context.WithoutCancel(ctx), c.Address())
-		if dialErr != nil {
-			return err
-		}
-		defer func() { _ = again.Close() }()
-		return made.undo(ctx, again, err)
+	return enter(ctx, c, name, &made)
+}
+
+// enter moves this process into the cgroup, and undoes what was made for it if
+// that fails.
+func enter(ctx context.Context, c *client.Client, name string, made *creations) error {
+	err := c.Enter(ctx, name)
+	if err == nil {
+		return nil
 	}
-	return nil
+	// Enter has ended the connection: undo has another.
+	again, dialErr := client.DialAddress(context.WithoutCancel(ctx), c.Address())
+	if dialErr != nil {
+		return err
+	}
+	defer func() { _ = again.Close() }()
+	return made.undo(ctx, again, err)
 }
 
 // advisedError is a refusal with advice that only cgm can give.
@@ -136,15 +143,21 @@ func advise(err error, controllers []string) error {
 	return &advisedError{err, "name the controllers whose cgroups were given to you with --controller"}
 }
 
-// creations are the cgroups that run has made, outermost first, each with the
-// controllers in whose hierarchies it was not there before.
-type creations []struct {
+// creations are the cgroups that run or delegate has made, outermost first, each
+// with the controllers in whose hierarchies it was not there before.
+type creations struct {
+	made []creation
+	// temporary ones are marked to be removed once empty.
+	temporary bool
+}
+
+type creation struct {
 	name        string
 	controllers []string
 }
 
 // create makes the cgroup and its missing parents one by one, so that it is
-// known which of them are new, and marks those to be removed once empty.
+// known which of them are new.
 func (made *creations) create(ctx context.Context, c *client.Client, name string, controllers []string, values map[string]string) error {
 	wanted := controllers
 	if len(wanted) == 0 {
@@ -184,10 +197,10 @@ func (made *creations) create(ctx context.Context, c *client.Client, name string
 		if len(fresh) == 0 {
 			continue
 		}
-		*made = append(*made, struct {
-			name        string
-			controllers []string
-		}{level, fresh})
+		made.made = append(made.made, creation{level, fresh})
+		if !made.temporary {
+			continue
+		}
 		if err := c.RemoveOnEmpty0(ctx, strings.Join(fresh, ","), level); err != nil {
 			return err
 		}
@@ -199,9 +212,9 @@ func (made *creations) create(ctx context.Context, c *client.Client, name string
 // else, and returns err, with what went wrong with that. The request may have
 // failed because its time was up or the user has interrupted it: undo has a
 // time of its own.
-func (made creations) undo(ctx context.Context, c *client.Client, err error) error {
+func (made *creations) undo(ctx context.Context, c *client.Client, err error) error {
 	ctx = context.WithoutCancel(ctx)
-	for _, m := range slices.Backward(made) {
+	for _, m := range slices.Backward(made.made) {
 		if _, undoErr := c.Remove0(ctx, strings.Join(m.controllers, ","), m.name, false); undoErr != nil {
 			err = fmt.Errorf("%w; and %q is left behind: %w", err, m.name, undoErr)
 		}

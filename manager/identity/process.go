@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -148,6 +150,38 @@ func (p *Process) Cgroups() (cgfs.ProcCgroup, error) {
 		return nil, gone(err)
 	}
 	return bytes.Clone(b), nil
+}
+
+// OwnCgroups reads the process's cgroups as its own cgroup namespace shows them
+// (cgroup_namespaces(7)): it is the reader's namespace that counts.
+func (p *Process) OwnCgroups() (cgfs.ProcCgroup, error) {
+	type answer struct {
+		cgroups cgfs.ProcCgroup
+		err     error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, and its namespace
+		// is nobody else's.
+		runtime.LockOSThread()
+		var a answer
+		if a.err = p.enterCgroupNS(); a.err == nil {
+			a.cgroups, a.err = p.Cgroups()
+		}
+		done <- a
+	}()
+	a := <-done
+	return a.cgroups, a.err
+}
+
+// enterCgroupNS takes the calling thread into the process's cgroup namespace.
+func (p *Process) enterCgroupNS() error {
+	fd, err := unix.Openat(p.proc, "ns/cgroup", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return gone(err)
+	}
+	defer closeFD(fd)
+	return os.NewSyscallError("setns", unix.Setns(fd, unix.CLONE_NEWCGROUP))
 }
 
 // LeaderExiting reports whether the process's first thread has begun to exit,

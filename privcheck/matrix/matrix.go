@@ -224,6 +224,7 @@ func newMethods() []method {
 	one("Delete", "", (*question).remove)
 	one("DeleteForce", "", (*question).deleteForce)
 	one("Kill", "", (*question).kill)
+	one("Delegate", "", (*question).delegate)
 	for _, name := range []string{"Move", "MoveFd"} {
 		all = append(all, method{"CGManager1", name, "", true, (*question).moveOut})
 	}
@@ -436,6 +437,12 @@ func (q *question) deleteForce() privcheck.Decision {
 
 func (q *question) kill() privcheck.Decision {
 	return privcheck.Kill(q.r, q.here(), q.allTasks())
+}
+
+func (q *question) delegate() privcheck.Decision {
+	return privcheck.All(
+		privcheck.Delegate(q.r, q.here()),
+		privcheck.DelegateFile(q.r, q.here(), q.target.file(tasks)))
 }
 
 // allTasks are those in the target and below.

@@ -466,7 +466,7 @@ func TestKernelBadInputSignatures(t *testing.T) {
 			"SetValueScm", "RemoveScm", "GetTasksScm", "GetTasksRecursiveScm", "ListChildrenScm", "RemoveOnEmptyScm", "PruneScm", "ListKeysScm",
 		},
 		harness.V1: {
-			"ListControllers", "Create", "SetValue", "GetValue", "ListChildren", "ListTasks", "Chown", "Move", "MoveFd", "Delete", "DeleteForce", "Kill",
+			"ListControllers", "Create", "SetValue", "GetValue", "ListChildren", "ListTasks", "Chown", "Move", "MoveFd", "Delete", "DeleteForce", "Kill", "Delegate",
 		},
 	} {
 		for _, member := range members {
@@ -489,7 +489,7 @@ func TestKernelBadInputSignatures(t *testing.T) {
 		}
 	}
 	for _, iface := range []string{harness.V0, harness.V1, "no.such.Interface", "org.freedesktop.DBus"} {
-		for _, member := range []string{"NoSuchMethod", "Delegate", "create", strings.Repeat("x", 255)} {
+		for _, member := range []string{"NoSuchMethod", "Borrow", "create", strings.Repeat("x", 255)} {
 			if name, _ := ask(iface, member, "x"); name != "UnknownMethod" {
 				t.Errorf("%s.%s: %s", iface, member, name)
 			}
@@ -522,6 +522,7 @@ func TestKernelBadInputNames(t *testing.T) {
 		attacks["CreateScm "+short] = func() error { return scm(c, "CreateScm", "memory", name) }
 		attacks["Create "+short] = func() error { return second(c.V1("Create", name, []string{}, map[string]string{})) }
 		attacks["SetValue "+short] = func() error { return second(c.V1("SetValue", name, map[string]string{"memory.limit": "1M"})) }
+		attacks["Delegate "+short] = func() error { return second(c.V1("Delegate", name, []string{})) }
 		attacks["Move "+short] = func() error { return second(c.V1("Move", name, uint32(p.PID))) }
 	}
 	for _, name := range []string{"/x", "x/", "a//b", "//"} {
@@ -541,6 +542,7 @@ func TestKernelBadInputNames(t *testing.T) {
 		attacks["Create with "+what] = func() error { return second(c.V1("Create", "v", []string{}, values)) }
 	}
 	for _, list := range [][]string{{"nosuch"}, {""}, {"memory", "nosuch"}, {"memory,pids"}, {"all"}, make([]string, 5000)} {
+		attacks[fmt.Sprintf("Delegate in %.40q", list)] = func() error { return second(c.V1("Delegate", "c", list)) }
 		attacks[fmt.Sprintf("Create in %.40q", list)] = func() error { return second(c.V1("Create", "c", list, map[string]string{})) }
 	}
 	for _, ctrl := range []string{"", ",", "memory,", "nosuch", "memory,nosuch", "all,memory", strings.Repeat("memory,", 5000) + "nosuch", "../memory", "name="} {

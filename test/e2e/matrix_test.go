@@ -478,6 +478,8 @@ func acts(row matrix.Row) bool {
 		return true
 	case "Move", "MoveFd", "MovePid", "MovePidAbs":
 		return row.Out || row.Cgroup != "own" // where the companion is
+	case "Delegate":
+		return row.Cgroup != "own" // of which the owner has the same already
 	}
 	return false
 }
@@ -605,6 +607,8 @@ func (m *replay) ask1(row matrix.Row, name string, v *victim) error {
 	case "Chown":
 		id, _ := m.second()
 		args = append(args, id, id)
+	case "Delegate":
+		args = append(args, []string{})
 	case "Move":
 		args = append(args, uint32(v.child.PID))
 	case "MoveFd":
