@@ -114,6 +114,9 @@ func (d *Dir) FileAttr(name string) (Attr, error) {
 	if err := checkFile(name); err != nil {
 		return Attr{}, err
 	}
+	if d.h.emulates(name) {
+		return d.deviceAttr(name)
+	}
 	var st unix.Stat_t
 	err := unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -384,10 +387,20 @@ func (d *Dir) Enable(ctrls ...string) error {
 // set or even see one.
 const markPrefix = "trusted.cgmanager."
 
+// maxMark bounds the marks of other packages, in bytes.
+const maxMark = 256
+
 // Mark reads the mark called name; it reports false if there is none.
-func (d *Dir) Mark(name string) (string, bool, error) {
-	var buf [256]byte
-	n, err := unix.Fgetxattr(d.fd, markPrefix+name, buf[:])
+func (d *Dir) Mark(name string) (string, bool, error) { return d.mark(name, maxMark) }
+
+func (d *Dir) mark(name string, limit int) (string, bool, error) {
+	var small [maxMark]byte
+	buf := small[:]
+	n, err := unix.Fgetxattr(d.fd, markPrefix+name, buf)
+	if err == unix.ERANGE && limit > len(buf) {
+		buf = make([]byte, limit)
+		n, err = unix.Fgetxattr(d.fd, markPrefix+name, buf)
+	}
 	switch {
 	case err == unix.ENODATA:
 		return "", false, nil
@@ -399,9 +412,13 @@ func (d *Dir) Mark(name string) (string, bool, error) {
 
 // SetMark sets the mark called name, at most 256 bytes.
 func (d *Dir) SetMark(name, value string) error {
-	if len(value) > 256 {
+	if len(value) > maxMark {
 		return fmt.Errorf("mark %s: %w", name, ErrTooBig)
 	}
+	return d.setMark(name, value)
+}
+
+func (d *Dir) setMark(name, value string) error {
 	if err := unix.Fsetxattr(d.fd, markPrefix+name, []byte(value), 0); err != nil {
 		return &os.PathError{Op: "set mark " + name, Path: d.path, Err: err}
 	}

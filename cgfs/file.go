@@ -26,6 +26,9 @@ type File struct {
 	name string
 	fd   int
 	attr Attr
+	// devices is the cgroup of one of deviceFiles on v2, nil for a file of the
+	// kernel's own. fd is its directory then.
+	devices *Dir
 }
 
 // File opens a control file of d, never creating one: for facts, and for the
@@ -33,6 +36,9 @@ type File struct {
 func (d *Dir) File(name string, what For) (*File, error) {
 	if err := checkFile(name); err != nil {
 		return nil, err
+	}
+	if d.h.emulates(name) {
+		return d.deviceFile(name, what)
 	}
 	flags := unix.O_PATH
 	switch what {
@@ -81,6 +87,9 @@ const maxNumber = 16
 // Read returns the whole content. Beyond limit bytes it returns an error
 // wrapping ErrTooBig.
 func (f *File) Read(limit int) ([]byte, error) {
+	if f.devices != nil {
+		return f.readDevices(limit)
+	}
 	var page [4096]byte // most files fit: the kernel shows them in one go
 	n, err := f.pread(page[:], 0)
 	content := append([]byte(nil), page[:n]...)
@@ -112,6 +121,9 @@ func (f *File) Write(value string) error {
 	if strings.IndexByte(value, 0) >= 0 {
 		return fmt.Errorf("write %s: %w: a zero byte in it", f.name, ErrValue)
 	}
+	if f.devices != nil {
+		return f.writeDevices(value)
+	}
 	var n int
 	var err error
 	for range maxAgain {
@@ -130,6 +142,9 @@ func (f *File) Write(value string) error {
 
 // SetOwner changes the owner; NoID leaves an id as it is.
 func (f *File) SetOwner(uid, gid uint32) error {
+	if f.devices != nil {
+		return f.unchangeable()
+	}
 	if err := unix.Fchownat(f.fd, "", int(int32(uid)), int(int32(gid)), unix.AT_EMPTY_PATH); err != nil {
 		return &os.PathError{Op: "chown", Path: f.name, Err: err}
 	}
@@ -138,6 +153,9 @@ func (f *File) SetOwner(uid, gid uint32) error {
 
 // SetMode changes the permission bits.
 func (f *File) SetMode(mode uint32) error {
+	if f.devices != nil {
+		return f.unchangeable()
+	}
 	mode &= 0o7777
 	err := unix.Fchmodat(f.fd, "", mode, unix.AT_EMPTY_PATH)
 	if err == unix.EOPNOTSUPP || err == unix.ENOSYS {

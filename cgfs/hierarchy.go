@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,6 +52,8 @@ type Hierarchy struct {
 	id          string // the first field of /proc/PID/cgroup
 	delegation  []string
 	fd          int // the mount, from fsmount(2)
+
+	devices sync.Mutex // held while device rules of v2 are looked at and changed
 }
 
 // Open finds the hierarchies that are mounted in this process's mount
