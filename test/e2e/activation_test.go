@@ -36,7 +36,7 @@ func TestKernelSocketActivation(t *testing.T) {
 		t.Fatal(err)
 	}
 	early := make(chan error, 1)
-	go func() { early <- pinged(sock) }() // before there is a daemon
+	go func() { early <- harness.Ping(sock) }() // before there is a daemon
 	start := func(f *os.File) *exec.Cmd {
 		// LISTEN_PID is the daemon's own, which only the program that execs
 		// it knows.
@@ -55,7 +55,7 @@ func TestKernelSocketActivation(t *testing.T) {
 	if err := <-early; err != nil {
 		t.Errorf("a connection that came before the daemon: %v", err)
 	}
-	eventually(t, "the socket", func() bool { return pinged(sock) == nil })
+	eventually(t, "the socket", func() bool { return harness.Ping(sock) == nil })
 	if err := daemon.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

@@ -201,18 +201,12 @@ var bad = harness.Inside("bad input", func(a badArgs) ([]badResult, error) {
 		if err != nil {
 			return nil, fmt.Errorf("input %d: %w", i, err)
 		}
-		rest := append(in.Data, bytes.Repeat(in.Again, in.Times)...)
-		for len(rest) > 0 {
-			n, err := unix.Write(fd, rest)
-			if err != nil {
-				break // it was closed already, which is what comes out below
-			}
-			rest = rest[n:]
-		}
+		var r badResult
+		// It may be closed already, which is what comes out below.
+		r.Got, _ = harness.Begin(fd, append(in.Data, bytes.Repeat(in.Again, in.Times)...))
 		if a.Shut {
 			_ = unix.Shutdown(fd, unix.SHUT_WR)
 		}
-		var r badResult
 		for !r.Closed && len(r.Got) < 1<<20 {
 			n, err := unix.Read(fd, buf)
 			if errors.Is(err, unix.EAGAIN) {
@@ -686,8 +680,11 @@ var passFDs = harness.Inside("pass files", func(a fdArgs) ([]badResult, error) {
 			}
 			fds, keeps = append(fds, fd), append(keeps, keep)
 		}
-		if _, err := unix.Write(c, a.Login); err != nil && len(a.Login) > 0 {
-			return nil, err
+		var r badResult
+		if len(a.Login) > 0 {
+			if r.Got, err = harness.Login(c, a.Login); err != nil {
+				return nil, err
+			}
 		}
 		serr := unix.Sendmsg(c, a.Data, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
 		for _, fd := range fds {
@@ -696,7 +693,6 @@ var passFDs = harness.Inside("pass files", func(a fdArgs) ([]badResult, error) {
 		if serr != nil && !errors.Is(serr, unix.EPIPE) {
 			return nil, serr
 		}
-		var r badResult
 		for (a.Read || a.ToEnd) && !r.Closed {
 			n, err := unix.Read(c, buf)
 			if errors.Is(err, unix.EAGAIN) {
@@ -900,7 +896,7 @@ var abandon = harness.Inside("leave an exchange", func(a abandonArgs) (int, erro
 		} else {
 			oob = unix.UnixRights(pair[1])
 		}
-		if _, err := unix.Write(c, []byte(login)); err != nil {
+		if _, err := harness.Login(c, []byte(login)); err != nil {
 			return closed, err
 		}
 		if err := unix.Sendmsg(c, a.Call, oob, nil, 0); err != nil {
@@ -994,7 +990,7 @@ var slow = harness.Inside("slow clients", func(a slowArgs) ([]int, error) {
 		case "half a message":
 			ask = append([]byte(login), ask...)
 		}
-		if _, err := unix.Write(fd, ask); err != nil {
+		if _, err := harness.Begin(fd, ask); err != nil {
 			return fds, err
 		}
 	}
@@ -1013,7 +1009,7 @@ var deaf = harness.Inside("deaf clients", func(a burstArgs) (int, error) {
 		}
 		held = append(held, fd)
 		fds = append(fds, fd)
-		if _, err := unix.Write(fd, []byte(login)); err != nil {
+		if _, err := harness.Login(fd, []byte(login)); err != nil {
 			return wrote, err
 		}
 		if err := unix.SetNonblock(fd, true); err != nil {
@@ -1051,7 +1047,7 @@ func TestKernelBadInputSlowClients(t *testing.T) {
 	s.Place(d, "bad")
 	var wrote int
 	introspect := call(t, 1, "org.freedesktop.DBus.Introspectable", "Introspect")
-	if err := d.Run(deaf, burstArgs{s.d.Sock, [][]byte{bytes.Repeat(introspect, 100)}}, &wrote); err != nil {
+	if err := d.Run(deaf, burstArgs{Sock: s.d.Sock, Streams: [][]byte{bytes.Repeat(introspect, 100)}}, &wrote); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("deaf clients wrote %d bytes", wrote)

@@ -47,7 +47,7 @@ touch /sys/fs/cgroup/manager; mount --bind /mnt/sock /sys/fs/cgroup/manager`
 // three namespaces deep that has nothing but the socket from around it, which
 // gets what is its own done, by cgm and by calls, and nothing else.
 func TestKernelThreeNamespacesDeep(t *testing.T) {
-	harness.Require(t, "root", "userns", "v1", "v2", "unshare", "mount")
+	harness.Require(t, "root", "userns", "unshare", "mount")
 	w := &world{T: t, Tree: harness.NewTree(t)}
 	p := harness.Start(t, harness.Spec{})
 	dir := harness.PublicDir(t)
@@ -67,7 +67,7 @@ func TestKernelThreeNamespacesDeep(t *testing.T) {
 		}
 	})
 	socket := fmt.Sprintf("/proc/%d/root/sys/fs/cgroup/manager", host.PID)
-	eventually(t, "the daemon serves", func() bool { return pinged(socket) == nil })
+	eventually(t, "the daemon serves", func() bool { return harness.Ping(socket) == nil })
 
 	// Each container gets its mounts before there is one in it.
 	around := []*box{w.placed(p.Spawn(boxSpec(0)), "c1")}
@@ -108,7 +108,7 @@ func TestKernelThreeNamespacesDeep(t *testing.T) {
 			t.Errorf("%s: done, %q", cmd, out)
 		}
 	}
-	if err := pinged(socket); err != nil {
+	if err := harness.Ping(socket); err != nil {
 		t.Errorf("the daemon in the end: %v", err)
 	}
 }

@@ -13,7 +13,7 @@ import (
 // --mount binds what no hierarchy has to a new one, and --skip leaves
 // hierarchies alone, in the short spelling of the original too.
 func TestKernelFlagsMountAndSkip(t *testing.T) {
-	harness.Require(t, "root", "v1", "v2")
+	harness.Require(t, "root")
 	tree := harness.NewTree(t)
 	named := fmt.Sprintf("name=cgmtest-flags-%d", os.Getpid())
 	cgtest.Discard(t, named)

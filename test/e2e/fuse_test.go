@@ -146,13 +146,13 @@ var passStuck = harness.Inside("pass a stuck file", func(a stuckArgs) (int, erro
 		if err != nil {
 			return taken, err
 		}
-		if _, err := unix.Write(c, []byte("\x00AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n")); err != nil {
+		got, err := harness.Login(c, []byte("\x00AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"))
+		if err != nil {
 			return taken, err
 		}
 		if err := unix.Sendmsg(c, a.Data, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
 			return taken, err
 		}
-		var got []byte
 		for a.Read {
 			n, err := unix.Read(c, buf)
 			if errors.Is(err, unix.EAGAIN) {
@@ -259,7 +259,7 @@ func TestKernelBadInputFUSE(t *testing.T) {
 
 // Such a file does not keep the daemon from ending, nor the next from starting.
 func TestKernelNothingLostFUSE(t *testing.T) {
-	harness.Require(t, "root", "v1")
+	harness.Require(t, "root")
 	for name, end := range map[string]func(d *service){
 		"SIGTERM": func(d *service) {
 			if err := unix.Kill(d.pid, unix.SIGTERM); err != nil {

@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
 	"cgmanager/test/harness"
@@ -80,7 +78,7 @@ func (s *service) serve() *service {
 	s.t.Helper()
 	var err error
 	for range 1000 {
-		if err = pinged(s.sock); err == nil {
+		if err = harness.Ping(s.sock); err == nil {
 			return s
 		}
 		time.Sleep(5 * time.Millisecond)
@@ -97,7 +95,7 @@ func (s *service) answers() bool {
 	}
 	defer unix.Close(fd)
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	return err == nil && int(cred.Pid) == s.pid && pinged(s.sock) == nil
+	return err == nil && int(cred.Pid) == s.pid && harness.Ping(s.sock) == nil
 }
 
 // ended reports whether it ended, waited for or not.
@@ -148,57 +146,28 @@ func (s *service) terminate() {
 	}
 }
 
-// pinged logs in and asks for an answer, with the rights of the test.
-func pinged(sock string) error {
-	fd, err := dialRaw(sock)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	m := &dbus.Message{Type: dbus.TypeMethodCall, Headers: map[dbus.HeaderField]dbus.Variant{
-		dbus.FieldPath:   dbus.MakeVariant(dbus.ObjectPath("/")),
-		dbus.FieldMember: dbus.MakeVariant("Ping"),
-	}}
-	b := bytes.NewBufferString(login)
-	if err := m.EncodeTo(b, binary.LittleEndian); err != nil {
-		return err
-	}
-	b.Bytes()[len(login)+8] = 1 // the serial
-	if _, err := unix.Write(fd, b.Bytes()); err != nil {
-		return err
-	}
-	var got []byte
-	buf := make([]byte, 4096)
-	for !bytes.Contains(got, []byte("AGREE_UNIX_FD\r\nl")) {
-		n, err := unix.Read(fd, buf)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			return fmt.Errorf("closed after %q", got)
-		}
-		got = append(got, buf[:n]...)
-	}
-	return nil
-}
-
 // burstArgs are for burst: so many connections, each of which writes the login
-// and its own message stream at once and reads nothing.
+// and its own message stream at once and reads nothing. FDs are connections
+// that have logged in already.
 type burstArgs struct {
 	Sock    string
 	Streams [][]byte
+	FDs     []int
 }
 
 var burst = harness.Inside("burst", func(a burstArgs) ([]int, error) {
-	var fds []int
-	for _, s := range a.Streams {
-		fd, err := dialRaw(a.Sock)
-		if err != nil {
-			return nil, err
+	fds := a.FDs
+	for i, s := range a.Streams {
+		if len(a.FDs) == 0 {
+			fd, err := dialRaw(a.Sock)
+			if err != nil {
+				return nil, err
+			}
+			fds = append(fds, fd)
+			s = append([]byte(login), s...)
 		}
-		fds = append(fds, fd)
-		if n, err := unix.Write(fd, append([]byte(login), s...)); err != nil || n < len(s) {
-			return nil, fmt.Errorf("write: %d, %w", n, err)
+		if _, err := harness.Begin(fds[i], s); err != nil {
+			return nil, err
 		}
 	}
 	return fds, nil
@@ -270,7 +239,7 @@ var hammer = harness.Inside("hammer", func(a hammerArgs) (r hammerResult, err er
 // SIGTERM: what was accepted is answered, the socket is removed, and the daemon
 // ends within a second, under load as well.
 func TestKernelNothingLostTermination(t *testing.T) {
-	harness.Require(t, "root", "v1", "v2")
+	harness.Require(t, "root")
 	const conns, creates = 24, 12
 	for round := range harness.Rounds(5) {
 		t.Run(fmt.Sprint("round ", round), func(t *testing.T) {
@@ -291,7 +260,7 @@ func TestKernelNothingLostTermination(t *testing.T) {
 			idle := make([][]byte, 20)
 			idle[0] = call(t, 1, harness.V0, "Ping", int32(0))[:20]
 			var idleFDs []int
-			if err := c.Run(burst, burstArgs{d.sock, idle}, &idleFDs); err != nil {
+			if err := c.Run(burst, burstArgs{Sock: d.sock, Streams: idle}, &idleFDs); err != nil {
 				t.Fatal(err)
 			}
 			// Some who never stop.
@@ -300,7 +269,7 @@ func TestKernelNothingLostTermination(t *testing.T) {
 				h := w.host(0, "box")
 				ping := call(t, 1, harness.V0, "Ping", int32(0))
 				var fd []int
-				if err := h.Run(burst, burstArgs{d.sock, [][]byte{ping}}, &fd); err != nil {
+				if err := h.Run(burst, burstArgs{Sock: d.sock, Streams: [][]byte{ping}}, &fd); err != nil {
 					t.Fatal(err)
 				}
 				go func() {
@@ -322,9 +291,14 @@ func TestKernelNothingLostTermination(t *testing.T) {
 			}
 			// All of it is in the kernel before the daemon sees any, and the
 			// signal is there as well.
-			d.signal(unix.SIGSTOP)
 			var fds []int
-			if err := c.Run(burst, burstArgs{d.sock, streams}, &fds); err != nil {
+			if !harness.Pipelines() {
+				if err := c.Run(burst, burstArgs{Sock: d.sock, Streams: make([][]byte, conns)}, &fds); err != nil {
+					t.Fatal(err)
+				}
+			}
+			d.signal(unix.SIGSTOP)
+			if err := c.Run(burst, burstArgs{d.sock, streams, fds}, &fds); err != nil {
 				t.Fatal(err)
 			}
 			start := time.Now()
@@ -379,7 +353,7 @@ func TestKernelNothingLostTermination(t *testing.T) {
 
 // kill -9 and a new start: every cgroup, limit and mark is still there.
 func TestKernelNothingLostKill(t *testing.T) {
-	harness.Require(t, "root", "v1", "v2")
+	harness.Require(t, "root")
 	w := &world{T: t, Tree: harness.NewTree(t)}
 	dir := harness.PublicDir(t)
 	p := harness.Start(t, harness.Spec{})
@@ -471,7 +445,7 @@ func TestKernelNothingLostKill(t *testing.T) {
 
 // Two daemons never serve at once.
 func TestKernelNothingLostSecondDaemon(t *testing.T) {
-	harness.Require(t, "root", "v1")
+	harness.Require(t, "root")
 	dir := harness.PublicDir(t)
 	p := harness.Start(t, harness.Spec{})
 	d := startService(t, p, dir, dir+"/sock", dir+"/state").serve()
@@ -492,7 +466,7 @@ func TestKernelNothingLostSecondDaemon(t *testing.T) {
 			t.Errorf("%s: a second daemon ended with %d", what, code)
 		}
 	}
-	if err := pinged(dir + "/sock"); err != nil || inode() != before {
+	if err := harness.Ping(dir + "/sock"); err != nil || inode() != before {
 		t.Errorf("the first daemon's socket: %v", err)
 	}
 	if _, err := os.Stat(dir + "/sock2"); !errors.Is(err, fs.ErrNotExist) {
@@ -513,7 +487,7 @@ func TestKernelNothingLostSecondDaemon(t *testing.T) {
 
 // Started at the same moment, one serves and the others end.
 func TestKernelNothingLostSameMoment(t *testing.T) {
-	harness.Require(t, "root", "v1")
+	harness.Require(t, "root")
 	p := harness.Start(t, harness.Spec{})
 	for name, start := range map[string]func(t *testing.T, dir string, i int) *service{
 		"the same state and socket": func(t *testing.T, dir string, _ int) *service {
@@ -562,7 +536,7 @@ func TestKernelNothingLostSameMoment(t *testing.T) {
 							t.Errorf("round %d: another daemon ended with %d", round, code)
 						}
 					}
-					if err := pinged(dir + "/sock"); err != nil {
+					if err := harness.Ping(dir + "/sock"); err != nil {
 						t.Errorf("round %d: the one that serves: %v", round, err)
 					}
 					for _, s := range all {
@@ -634,7 +608,7 @@ func mountHost(t *testing.T, p *harness.Proc, dir string) *harness.Child {
 
 // The daemon on its real sockets, in a mount namespace of its own.
 func TestKernelNothingLostDefaults(t *testing.T) {
-	harness.Require(t, "root", "v1", "v2", "unshare", "nsenter", "mount")
+	harness.Require(t, "root", "unshare", "nsenter", "mount")
 	p := harness.Start(t, harness.Spec{})
 	dir := harness.PublicDir(t)
 	host := mountHost(t, p, dir)
@@ -649,7 +623,7 @@ func TestKernelNothingLostDefaults(t *testing.T) {
 	served := func() (pid int) {
 		t.Helper()
 		for _, s := range sockets {
-			eventually(t, s, func() bool { return pinged(s) == nil })
+			eventually(t, s, func() bool { return harness.Ping(s) == nil })
 			fd, err := dialRaw(s)
 			if err != nil {
 				t.Fatal(err)
@@ -719,7 +693,7 @@ func TestKernelNothingLostDefaults(t *testing.T) {
 			t.Fatalf("%d, %q", code, out)
 		}
 		for _, s := range sockets {
-			if err := pinged(s); err != nil {
+			if err := harness.Ping(s); err != nil {
 				t.Errorf("%s when the parent has ended: %v", s, err)
 			}
 		}

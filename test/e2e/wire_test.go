@@ -172,7 +172,7 @@ var roundTrip = harness.Inside("round trip", func(a roundTripArgs) (r roundTripR
 		return r, err
 	}
 	defer unix.Close(fd)
-	if _, err := unix.Write(fd, a.Data); err != nil {
+	if r.Got, err = harness.Begin(fd, a.Data); err != nil {
 		return r, err
 	}
 	buf := make([]byte, 64<<10)

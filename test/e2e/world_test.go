@@ -25,7 +25,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	harness.Require(t, "root", "userns", "v1", "v2")
+	harness.Require(t, "root", "userns")
 	tree := harness.NewTree(t)
 	return &world{T: t, Tree: tree, d: harness.StartDaemon(t)}
 }

@@ -89,16 +89,23 @@ func isController(s string) bool {
 	return err == nil && strings.Contains("\n"+string(b), "\n"+s+"\t")
 }
 
+// Controllers are those of h.
+func (h Hierarchy) Controllers() []string {
+	if !h.V2 {
+		return strings.Split(h.Name, ",")
+	}
+	b, err := os.ReadFile(filepath.Join(h.Mount, "cgroup.controllers"))
+	if err != nil {
+		panic(err)
+	}
+	return strings.Fields(string(b))
+}
+
 // Named reports whether h is a v1 hierarchy without controllers.
 func (h Hierarchy) Named() bool { return strings.HasPrefix(h.Name, "name=") }
 
 // TasksFile is the file that a task is written to.
-func (h Hierarchy) TasksFile() string {
-	if h.V2 {
-		return "cgroup.procs"
-	}
-	return "tasks"
-}
+func (h Hierarchy) TasksFile() string { return h.File("tasks") }
 
 var trees atomic.Int32
 
@@ -127,6 +134,9 @@ func (tr *Tree) mkdir(h Hierarchy, cg string) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		tr.t.Fatal(err)
 	}
+	if h.V2 {
+		tr.enable(h, path.Dir(cg))
+	}
 	if h.Name != "cpuset" {
 		return
 	}
@@ -139,6 +149,85 @@ func (tr *Tree) mkdir(h Hierarchy, cg string) {
 			tr.t.Fatal(err)
 		}
 	}
+}
+
+// enable gives the children of a v2 cgroup the controllers that tests use, as
+// the daemon does for its clients.
+func (tr *Tree) enable(h Hierarchy, cg string) {
+	tr.t.Helper()
+	var on []string
+	for _, c := range h.Controllers() {
+		if slices.Contains([]string{"cpu", "cpuset", "io", "memory", "pids"}, c) {
+			on = append(on, "+"+c)
+		}
+	}
+	if len(on) == 0 {
+		return
+	}
+	dir := filepath.Join(h.Mount, cg)
+	enable := func() error {
+		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(strings.Join(on, " ")), 0)
+	}
+	err := enable()
+	if errors.Is(err, unix.EBUSY) { // no internal processes
+		for _, pid := range tasks(dir, "cgroup.procs") {
+			if err := place(dir, pid); err != nil && !errors.Is(err, unix.ESRCH) {
+				tr.t.Fatal(err)
+			}
+		}
+		err = enable()
+	}
+	if err != nil {
+		tr.t.Fatal(err)
+	}
+}
+
+// leafName is where the tasks of a v2 cgroup are that has children with
+// controllers; leafMark is the attribute by which the daemon knows it.
+const (
+	leafName = ".cgmanager-leaf"
+	leafMark = "trusted.cgmanager.leaf"
+)
+
+// leaf returns the hidden leaf of a cgroup, or "".
+func leaf(dir string) string {
+	found, _ := filepath.Glob(filepath.Join(dir, leafName+"*"))
+	for _, l := range found {
+		if _, err := unix.Lgetxattr(l, leafMark, nil); err == nil {
+			return l
+		}
+	}
+	return ""
+}
+
+// tasks returns the numbers in the file of a cgroup, and of its hidden leaf.
+func tasks(dir, file string) []string {
+	b, _ := os.ReadFile(filepath.Join(dir, file))
+	if l := leaf(dir); l != "" {
+		more, _ := os.ReadFile(filepath.Join(l, file))
+		b = append(b, more...)
+	}
+	return strings.Fields(string(b))
+}
+
+// place moves a process to a cgroup, that is to its hidden leaf if it has or
+// needs one.
+func place(dir, pid string) error {
+	l := leaf(dir)
+	if l == "" {
+		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid), 0)
+		if !errors.Is(err, unix.EBUSY) || leaf(dir) != "" {
+			return err
+		}
+		l = filepath.Join(dir, leafName)
+		if err := os.Mkdir(l, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Setxattr(l, leafMark, []byte("1"), 0); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(l, "cgroup.procs"), []byte(pid), 0)
 }
 
 // Path returns the path of a cgroup of the tree, from the hierarchies' roots.
@@ -195,29 +284,80 @@ func (tr *Tree) Place(p *Proc, name string) {
 func (tr *Tree) PlaceIn(p *Proc, name string, hs ...Hierarchy) {
 	tr.t.Helper()
 	for _, h := range hs {
-		err := os.WriteFile(filepath.Join(tr.Dir(h, name), "cgroup.procs"), strconv.AppendInt(nil, int64(p.HostPID), 10), 0)
-		if err != nil {
+		if err := place(tr.Dir(h, name), strconv.Itoa(p.HostPID)); err != nil {
 			tr.t.Fatal(err)
 		}
 	}
 }
 
-// Read returns a control file without its last newline.
+// Read returns a control file without its last newline. On v2 the names and
+// values of v1 files are translated, and tasks are those of a hidden leaf too.
 func (tr *Tree) Read(h Hierarchy, name, file string) string {
 	tr.t.Helper()
-	b, err := os.ReadFile(filepath.Join(tr.Dir(h, name), file))
+	if h.V2 {
+		switch file {
+		case "tasks":
+			file = "cgroup.procs"
+			fallthrough
+		case "cgroup.procs":
+			return strings.Join(tasks(tr.Dir(h, name), file), "\n")
+		}
+	}
+	f := h.File(file)
+	b, err := os.ReadFile(filepath.Join(tr.Dir(h, name), f))
 	if err != nil {
 		tr.t.Fatal(err)
 	}
-	return strings.TrimSuffix(string(b), "\n")
+	v := strings.TrimSuffix(string(b), "\n")
+	if f != file {
+		if w, ok := v1Files[file].values[v]; ok {
+			v = w
+		}
+	}
+	return v
 }
 
-// Write writes a control file with the rights of host root.
+// Write writes a control file with the rights of host root. On v2 the names
+// and values of v1 files are translated.
 func (tr *Tree) Write(h Hierarchy, name, file, value string) {
 	tr.t.Helper()
-	if err := os.WriteFile(filepath.Join(tr.Dir(h, name), file), []byte(value), 0); err != nil {
+	f := h.File(file)
+	var err error
+	if f == "cgroup.procs" {
+		err = place(tr.Dir(h, name), value)
+	} else {
+		if f != file {
+			for v2, v1 := range v1Files[file].values {
+				if v1 == value {
+					value = v2
+				}
+			}
+		}
+		err = os.WriteFile(filepath.Join(tr.Dir(h, name), f), []byte(value), 0)
+	}
+	if err != nil {
 		tr.t.Fatal(err)
 	}
+}
+
+// v1Files are the files of v1 that tests look at, what v2 has in their place,
+// and which values have other words there: v2's to v1's.
+var v1Files = map[string]struct {
+	name   string
+	values map[string]string
+}{
+	"tasks":                 {"cgroup.procs", nil},
+	"freezer.state":         {"cgroup.freeze", map[string]string{"0": "THAWED", "1": "FROZEN"}},
+	"memory.limit_in_bytes": {"memory.max", map[string]string{"max": "9223372036854771712"}},
+	"cpu.shares":            {"cpu.weight", map[string]string{"100": "1024", "59": "512"}},
+}
+
+// File returns the name that a file of v1 has in h.
+func (h Hierarchy) File(name string) string {
+	if f, ok := v1Files[name]; ok && h.V2 {
+		return f.name
+	}
+	return name
 }
 
 // Exists reports whether the cgroup is there.
@@ -226,19 +366,27 @@ func (tr *Tree) Exists(h Hierarchy, name string) bool {
 	return err == nil
 }
 
-// Find returns the hierarchy with the controller, or "unified", and skips the
-// test if there is none (see Require).
+// Find returns the hierarchy that has the controller: v1's, else that of v2,
+// which has the freezer and devices without a controller. It skips the test if
+// there is none (see Require).
 func Find(t testing.TB, ctrl string) Hierarchy {
 	t.Helper()
-	for _, h := range Hierarchies() {
-		if slices.Contains(strings.Split(h.Name, ","), ctrl) {
-			return h
+	for _, v2 := range []bool{false, true} {
+		for _, h := range Hierarchies() {
+			core := []string{"freezer", "devices", unified}
+			if h.V2 == v2 && (slices.Contains(h.Controllers(), ctrl) || v2 && slices.Contains(core, ctrl)) {
+				return h
+			}
 		}
 	}
-	if required("v1") && ctrl != unified || required("v2") {
+	needs := "v1"
+	if ctrl == unified {
+		needs = "v2"
+	}
+	if required(needs) {
 		t.Fatalf("no hierarchy with %s", ctrl)
 	}
-	t.Skipf("no hierarchy with %s", ctrl)
+	t.Skipf("needs %s: no hierarchy with %s", needs, ctrl)
 	return Hierarchy{}
 }
 

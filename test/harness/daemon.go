@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,7 +68,7 @@ func StartDaemon(t testing.TB, args ...string) *Daemon {
 	t.Cleanup(d.stop)
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		if err := ping(d.Sock); err == nil {
+		if err := Ping(d.Sock); err == nil {
 			break
 		} else if time.Now().After(deadline) {
 			t.Fatalf("the daemon does not serve: %v\n%s", err, d.Log())
@@ -215,8 +216,67 @@ func (d *Daemon) fdNames() string {
 	return b.String()
 }
 
-// ping asks for an answer with the whole handshake in one write.
-func ping(sock string) error {
+// Pipelines says whether calls may go in one write with the login: the kernel
+// gives a pidfd of a socket's peer (Linux 6.5, SO_PEERPIDFD). See
+// docs/PROTOCOL.md.
+var Pipelines = sync.OnceValue(func() bool {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		panic(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	fd, err := unix.GetsockoptInt(pair[0], unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+})
+
+// Login writes the login on a fresh connection and, where calls must wait for
+// the answer, reads and returns that.
+func Login(fd int, login []byte) (answer []byte, err error) {
+	if n, err := unix.Write(fd, login); err != nil || n < len(login) {
+		return nil, fmt.Errorf("write: %d, %w", n, err)
+	}
+	buf := make([]byte, 4096)
+	for !Pipelines() && !bytes.Contains(answer, []byte("OK ")) {
+		n, err := unix.Read(fd, buf)
+		if err != nil {
+			return answer, err
+		}
+		if n == 0 {
+			return answer, fmt.Errorf("closed after %q", answer)
+		}
+		answer = append(answer, buf[:n]...)
+	}
+	return answer, nil
+}
+
+// Begin is Login for data that goes on after the login, in the same write
+// where that is possible.
+func Begin(fd int, data []byte) (answer []byte, err error) {
+	end := bytes.Index(data, []byte("BEGIN\r\n"))
+	if end >= 0 && !Pipelines() {
+		end += len("BEGIN\r\n")
+		if answer, err = Login(fd, data[:end]); err != nil {
+			return answer, err
+		}
+		data = data[end:]
+	}
+	for len(data) > 0 {
+		n, err := unix.Write(fd, data)
+		if err != nil {
+			return answer, err
+		}
+		data = data[n:]
+	}
+	return answer, nil
+}
+
+// Ping asks for an answer, with the rights of the test.
+func Ping(sock string) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -228,11 +288,10 @@ func ping(sock string) error {
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: sock}); err != nil {
 		return err
 	}
-	msg := append(handshake("30"), encodeCall(1, objectPath, ifacePeer, "Ping", nil)...)
-	if _, err := unix.Write(fd, msg); err != nil {
+	got, err := Begin(fd, append(handshake("30"), encodeCall(1, objectPath, ifacePeer, "Ping", nil)...))
+	if err != nil {
 		return err
 	}
-	var got []byte
 	buf := make([]byte, 4096)
 	for !bytes.Contains(got, []byte("\r\nAGREE_UNIX_FD\r\nl\x02")) {
 		n, err := unix.Read(fd, buf)

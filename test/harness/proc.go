@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -444,9 +445,17 @@ func ParseCgroups(s string) map[string]string {
 		if othersTest(name) {
 			continue
 		}
-		m[name] = f[2]
+		m[name] = visible(name, f[2])
 	}
 	return m
+}
+
+// visible is a path without the hidden leaf that it may end in.
+func visible(hierarchy, cg string) string {
+	if dir, base := path.Split(cg); hierarchy == unified && strings.HasPrefix(base, leafName) {
+		return path.Clean(dir)
+	}
+	return cg
 }
 
 var ignoreSIGPIPE = sync.OnceFunc(func() { signal.Ignore(unix.SIGPIPE) })
