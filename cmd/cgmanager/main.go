@@ -156,10 +156,11 @@ func serve(o options, log *logrus.Logger) (err error) {
 		return err
 	}
 	defer m.Close()
-	listeners, err := listen(o.listen)
+	listeners, end, err := listen(o.listen, log)
 	if err != nil {
 		return err
 	}
+	defer end()
 	s, err := server.New(server.Config{Backend: m, Listeners: listeners, Log: log, Version: version()})
 	if err != nil {
 		for _, l := range listeners {

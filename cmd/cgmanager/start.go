@@ -18,8 +18,9 @@ import (
 	"cgmanager/api/server"
 )
 
-// The sockets of a host, in the order in which clients look for them. Those
-// below /sys/fs/cgroup are for hosts where that is a tmpfs.
+// The sockets of a host. Those below /sys/fs/cgroup are for hosts where that is
+// a tmpfs; where it is the unified hierarchy, a cgroup is the mount point at
+// which legacySocket is seen.
 const (
 	cgroupDir    = "/sys/fs/cgroup"
 	seedSocket   = cgroupDir + "/manager"
@@ -69,31 +70,33 @@ func inherited() ([]*server.Listener, error) {
 }
 
 // listen opens the sockets named, or else takes those that a service manager
-// passed, or else opens the usual ones of this host.
-func listen(addresses []string) (_ []*server.Listener, err error) {
+// passed, or else opens the usual ones of this host. end takes back what else
+// it did, once they are closed.
+func listen(addresses []string, log *logrus.Logger) (_ []*server.Listener, end func(), err error) {
+	end = func() {}
 	if len(addresses) == 0 {
 		if ls, err := inherited(); err != nil || len(ls) > 0 {
-			return ls, err
+			return ls, end, err
 		}
 	}
 	var paths []string
 	for _, a := range addresses {
 		p, err := socketPath(a)
 		if err != nil {
-			return nil, err
+			return nil, end, err
 		}
 		paths = append(paths, p)
 	}
+	var fs unix.Statfs_t
 	if len(paths) == 0 {
 		paths = append(paths, runSocket)
-		var fs unix.Statfs_t
 		if err := unix.Statfs(cgroupDir, &fs); err == nil && fs.Type == unix.TMPFS_MAGIC {
 			paths = append(paths, legacySocket, seedSocket)
 		}
 		for _, p := range paths {
 			if dir := filepath.Dir(p); dir != cgroupDir {
 				if err := socketDir(dir); err != nil {
-					return nil, err
+					return nil, end, err
 				}
 			}
 		}
@@ -109,11 +112,24 @@ func listen(addresses []string) (_ []*server.Listener, err error) {
 	for _, p := range paths {
 		l, err := server.Listen(p)
 		if err != nil {
-			return ls, fmt.Errorf("%w%s", err, hint(err))
+			return ls, end, fmt.Errorf("%w%s", err, hint(err))
 		}
 		ls = append(ls, l)
 	}
-	return ls, nil
+	if fs.Type == unix.CGROUP2_SUPER_MAGIC {
+		unmount, err := mountSockets(filepath.Dir(runSocket), filepath.Dir(legacySocket))
+		if err != nil {
+			log.WithError(err).Warnf("not served at %s (hint: clients find %s, or give them $CGMANAGER_ADDRESS)", legacySocket, runSocket)
+			return ls, end, nil
+		}
+		log.WithField("socket", legacySocket).Info("serving")
+		end = func() {
+			if err := unmount(); err != nil {
+				log.WithError(err).Warn("the mount of the sockets is left behind")
+			}
+		}
+	}
+	return ls, end, nil
 }
 
 func hint(err error) string {

@@ -208,7 +208,7 @@ var bad = harness.Inside("bad input", func(a badArgs) ([]badResult, error) {
 			_ = unix.Shutdown(fd, unix.SHUT_WR)
 		}
 		for !r.Closed && len(r.Got) < 1<<20 {
-			n, err := unix.Read(fd, buf)
+			n, err := harness.Read(fd, buf)
 			if errors.Is(err, unix.EAGAIN) {
 				break
 			}
@@ -653,7 +653,7 @@ func lingering() (fd, peer int, err error) {
 	}
 	data := make([]byte, 64<<10)
 	for range 1000 {
-		if _, err := unix.Write(fd, data); errors.Is(err, unix.EAGAIN) {
+		if _, err := harness.Write(fd, data); errors.Is(err, unix.EAGAIN) {
 			return fd, peer, nil
 		} else if err != nil {
 			return fd, peer, err
@@ -694,7 +694,7 @@ var passFDs = harness.Inside("pass files", func(a fdArgs) ([]badResult, error) {
 			return nil, serr
 		}
 		for (a.Read || a.ToEnd) && !r.Closed {
-			n, err := unix.Read(c, buf)
+			n, err := harness.Read(c, buf)
 			if errors.Is(err, unix.EAGAIN) {
 				break
 			}
@@ -906,11 +906,11 @@ var abandon = harness.Inside("leave an exchange", func(a abandonArgs) (int, erro
 		switch a.Stage {
 		case "at once", "a socket for itself":
 		case "after the kick", "keeping the socket":
-			if n, err := unix.Read(pair[0], buf); n != 1 {
+			if n, err := harness.Read(pair[0], buf); n != 1 {
 				return closed, fmt.Errorf("kick: %d, %w", n, err)
 			}
 		case "garbage for credentials":
-			_, _ = unix.Write(pair[0], bytes.Repeat([]byte("x"), 4096))
+			_, _ = harness.Write(pair[0], bytes.Repeat([]byte("x"), 4096))
 		case "files with the credentials":
 			null, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {
@@ -923,7 +923,7 @@ var abandon = harness.Inside("leave an exchange", func(a abandonArgs) (int, erro
 			_ = unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(fds...), nil, 0)
 			unix.Close(null)
 		case "without reading the result":
-			if _, err := unix.Write(pair[0], []byte{0}); err != nil {
+			if _, err := harness.Write(pair[0], []byte{0}); err != nil {
 				return closed, err
 			}
 		}
@@ -1018,7 +1018,7 @@ var deaf = harness.Inside("deaf clients", func(a burstArgs) (int, error) {
 	}
 	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); {
 		for _, fd := range fds {
-			n, err := unix.Write(fd, a.Streams[0])
+			n, err := harness.Write(fd, a.Streams[0])
 			if err != nil && !errors.Is(err, unix.EAGAIN) {
 				return wrote, nil
 			}
@@ -1104,14 +1104,14 @@ var crowd = harness.Inside("a crowd", func(a crowdArgs) (r crowdResult, err erro
 		r.Made++
 		fds = append(fds, fd)
 		if a.Login {
-			_, _ = unix.Write(fd, []byte("\x00AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"))
+			_, _ = harness.Write(fd, []byte("\x00AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"))
 		}
 	}
 	held = append(held, fds...)
 	time.Sleep(300 * time.Millisecond)
 	buf := make([]byte, 256)
 	for _, fd := range fds {
-		if n, _ := unix.Read(fd, buf); n > 0 && bytes.Contains(buf[:n], []byte("OK ")) {
+		if n, _ := harness.Read(fd, buf); n > 0 && bytes.Contains(buf[:n], []byte("OK ")) {
 			r.Served++
 		}
 	}

@@ -51,7 +51,7 @@ func TestKernelThreeNamespacesDeep(t *testing.T) {
 	w := &world{T: t, Tree: harness.NewTree(t)}
 	p := harness.Start(t, harness.Spec{})
 	dir := harness.PublicDir(t)
-	host := mountHost(t, p, dir)
+	host := mountHost(t, p, dir, hostMounts)
 	if err := p.Run(enterMounts, host.PID, nil); err != nil {
 		t.Fatal(err)
 	}

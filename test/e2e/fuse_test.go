@@ -45,9 +45,9 @@ var startFUSE = harness.Inside("start FUSE", func(dir string) (int, error) {
 			if n, err := unix.Poll(p, 20); n == 0 || err != nil {
 				continue
 			}
-			if n, err := unix.Read(dev, buf); err == nil && n >= 40 {
+			if n, err := harness.Read(dev, buf); err == nil && n >= 40 {
 				if answer := answerFUSE(buf[:n]); answer != nil {
-					_, _ = unix.Write(dev, answer)
+					_, _ = harness.Write(dev, answer)
 				}
 			}
 		}
@@ -154,7 +154,7 @@ var passStuck = harness.Inside("pass a stuck file", func(a stuckArgs) (int, erro
 			return taken, err
 		}
 		for a.Read {
-			n, err := unix.Read(c, buf)
+			n, err := harness.Read(c, buf)
 			if errors.Is(err, unix.EAGAIN) {
 				return taken, fmt.Errorf("no answer after %q", got)
 			}

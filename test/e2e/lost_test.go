@@ -180,7 +180,7 @@ var gather = harness.Inside("gather", func(fds []int) ([][]byte, error) {
 	for _, fd := range fds {
 		var got []byte
 		for {
-			n, err := unix.Read(fd, buf)
+			n, err := harness.Read(fd, buf)
 			if errors.Is(err, unix.ECONNRESET) || err == nil && n == 0 {
 				break
 			}
@@ -214,7 +214,7 @@ var hammer = harness.Inside("hammer", func(a hammerArgs) (r hammerResult, err er
 	for {
 		var got []byte
 		for !bytes.HasSuffix(got, a.Answer) {
-			n, err := unix.Read(a.FD, buf)
+			n, err := harness.Read(a.FD, buf)
 			if err != nil {
 				r.End = err.Error()
 				return r, nil
@@ -229,7 +229,7 @@ var hammer = harness.Inside("hammer", func(a hammerArgs) (r hammerResult, err er
 			}
 		}
 		r.Answered++
-		if _, err := unix.Write(a.FD, a.Ask); err != nil {
+		if _, err := harness.Write(a.FD, a.Ask); err != nil {
 			r.End = err.Error()
 			return r, nil
 		}
@@ -574,19 +574,31 @@ for m in "$@"; do
 	mkdir -p -m 755 "/sys/fs/cgroup/${m##*/}"; mount --bind "$aside/$i" "/sys/fs/cgroup/${m##*/}"; i=$((i+1))
 done
 umount -R "$aside"
-mount -t tmpfs run /run
+` + runMount
+
+// unifiedMounts makes what a unified host has: the one hierarchy at
+// /sys/fs/cgroup, and /run. The tmpfs is because nothing can be mounted on
+// itself.
+const unifiedMounts = `set -e
+umask 077
+mount --make-rprivate /
+mount -t tmpfs cgroup /sys/fs/cgroup
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+` + runMount
+
+const runMount = `mount -t tmpfs run /run
 chmod 755 /run
 echo ready
 exec sleep 300`
 
-// mountHost makes a mount namespace with hostMounts, which lasts as long as the
+// mountHost makes a mount namespace with the script, which lasts as long as the
 // child of p that it returns. dir is the test's own.
-func mountHost(t *testing.T, p *harness.Proc, dir string) *harness.Child {
+func mountHost(t *testing.T, p *harness.Proc, dir, script string) *harness.Child {
 	t.Helper()
 	if err := os.Mkdir(dir+"/aside", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	argv := []string{"/usr/bin/unshare", "-m", "/bin/bash", "-c", hostMounts, "bash", dir + "/aside"}
+	argv := []string{"/usr/bin/unshare", "-m", "/bin/bash", "-c", script, "bash", dir + "/aside"}
 	for _, h := range harness.Hierarchies() {
 		argv = append(argv, h.Mount)
 	}
@@ -609,11 +621,24 @@ func mountHost(t *testing.T, p *harness.Proc, dir string) *harness.Child {
 // The daemon on its real sockets, in a mount namespace of its own.
 func TestKernelNothingLostDefaults(t *testing.T) {
 	harness.Require(t, "root", "unshare", "nsenter", "mount")
+	t.Run("tmpfs", func(t *testing.T) {
+		testDefaults(t, hostMounts, "/run/cgmanager/sock", "/sys/fs/cgroup/cgmanager/sock", "/sys/fs/cgroup/manager")
+	})
+	t.Run("unified", func(t *testing.T) {
+		harness.Require(t, "v2")
+		testDefaults(t, unifiedMounts, "/run/cgmanager/sock", "/sys/fs/cgroup/cgmanager/sock")
+	})
+}
+
+func testDefaults(t *testing.T, mounts string, paths ...string) {
 	p := harness.Start(t, harness.Spec{})
 	dir := harness.PublicDir(t)
-	host := mountHost(t, p, dir)
+	host := mountHost(t, p, dir, mounts)
 	root := fmt.Sprintf("/proc/%d/root", host.PID)
-	sockets := []string{root + "/run/cgmanager/sock", root + "/sys/fs/cgroup/cgmanager/sock", root + "/sys/fs/cgroup/manager"}
+	sockets := make([]string, len(paths))
+	for i, path := range paths {
+		sockets[i] = root + path
+	}
 	in := func(argv ...string) []string {
 		return append([]string{"/usr/bin/nsenter", "-m", "-t", strconv.Itoa(host.PID), "--"}, argv...)
 	}
@@ -635,12 +660,15 @@ func TestKernelNothingLostDefaults(t *testing.T) {
 			}
 			pid = int(cred.Pid)
 		}
-		for path, mode := range map[string]uint32{
-			sockets[0]: unix.S_IFSOCK | 0o777, sockets[1]: unix.S_IFSOCK | 0o777, sockets[2]: unix.S_IFSOCK | 0o777,
+		modes := map[string]uint32{
 			root + "/run/cgmanager":           unix.S_IFDIR | 0o755,
 			root + "/sys/fs/cgroup/cgmanager": unix.S_IFDIR | 0o755,
 			root + "/run/cgmanager.private":   unix.S_IFDIR | 0o700,
-		} {
+		}
+		for _, s := range sockets {
+			modes[s] = unix.S_IFSOCK | 0o777
+		}
+		for path, mode := range modes {
 			var st unix.Stat_t
 			if err := unix.Lstat(path, &st); err != nil || st.Mode != mode || st.Uid != 0 || st.Gid != 0 {
 				t.Errorf("%s is %o of %d:%d (%v), want %o of root", path, st.Mode, st.Uid, st.Gid, err, mode)
@@ -772,4 +800,133 @@ func TestKernelNothingLostDefaults(t *testing.T) {
 		}
 		removed()
 	})
+}
+
+// On a unified host the old address is a mount on a cgroup that nobody uses.
+func TestKernelSocketsOnACgroup(t *testing.T) {
+	harness.Require(t, "root", "unshare", "nsenter", "mount", "v2")
+	p := harness.Start(t, harness.Spec{})
+	dir := harness.PublicDir(t)
+	host := mountHost(t, p, dir, unifiedMounts)
+	root := fmt.Sprintf("/proc/%d/root", host.PID)
+	point, sock := root+"/sys/fs/cgroup/cgmanager", root+"/sys/fs/cgroup/cgmanager/sock"
+	run := root + "/run/cgmanager/sock"
+	bin := harness.Binary(t, "cgmanager")
+	nsenter := []string{"/usr/bin/nsenter", "-m", "-t", strconv.Itoa(host.PID), "--"}
+	start := func(args ...string) *harness.Child {
+		t.Helper()
+		argv := append([]string{"/bin/bash", "-c", `exec "$@" 2>>"$0"`, dir + "/log", bin}, args...)
+		s := p.Launch(nil, append(nsenter, argv...)...)
+		eventually(t, run, func() bool { return harness.Ping(run) == nil })
+		return s
+	}
+	end := func(s *harness.Child) {
+		t.Helper()
+		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if ws, err := s.End(patience()); err != nil || ws.ExitStatus() != 0 {
+			t.Errorf("ended with %v, %v", ws, err)
+		}
+	}
+	is := func(what string, there bool) {
+		t.Helper()
+		if _, err := os.Lstat(point); (err == nil) != there {
+			t.Errorf("%s: the cgroup is there: %v, %v", what, err == nil, err)
+		}
+	}
+	is("before", false)
+
+	s := start()
+	if err := harness.Ping(sock); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(point+"/x", nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("write beside the socket: %v", err)
+	}
+	if err := s.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.End(time.Second); err != nil {
+		t.Fatal(err)
+	}
+	is("after kill -9", true)
+	// The next one takes over what is left, also if its directory is gone.
+	s = start()
+	if err := harness.Ping(sock); err != nil {
+		t.Error(err)
+	}
+	if err := s.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.End(time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(root + "/run/cgmanager"); err != nil {
+		t.Fatal(err)
+	}
+	s = start()
+	if err := harness.Ping(sock); err != nil {
+		t.Error(err)
+	}
+	end(s)
+	is("after the end", false)
+
+	// What somebody else has made and uses is not hidden.
+	for what, use := range map[string]func() func(){
+		"children": func() func() {
+			if err := os.Mkdir(point+"/child", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			return func() { _ = os.Remove(point + "/child") }
+		},
+		"tasks": func() func() {
+			if err := os.WriteFile(point+"/cgroup.procs", []byte(strconv.Itoa(p.HostPID)), 0); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				if err := os.WriteFile(root+"/sys/fs/cgroup/cgroup.procs", []byte(strconv.Itoa(p.HostPID)), 0); err != nil {
+					t.Error(err)
+				}
+			}
+		},
+	} {
+		if err := os.Mkdir(point, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		unuse := use()
+		s := start()
+		if _, err := os.Lstat(point + "/cgroup.procs"); err != nil {
+			t.Errorf("a cgroup with %s is hidden: %v", what, err)
+		}
+		if log, err := os.ReadFile(dir + "/log"); err != nil || !strings.Contains(string(log), "it has "+what) {
+			t.Errorf("what the daemon says of a cgroup with %s: %v\n%s", what, err, log)
+		}
+		end(s)
+		is("in use, after the end", true)
+		unuse()
+		if err := os.Remove(point); err != nil {
+			t.Error(err)
+		}
+	}
+	// One that is empty stays its maker's.
+	if err := os.Mkdir(point, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s = start()
+	if err := harness.Ping(sock); err != nil {
+		t.Error(err)
+	}
+	end(s)
+	is("somebody else's, after the end", true)
+	if err := os.Remove(point); err != nil {
+		t.Error(err)
+	}
+	// Who names addresses gets those.
+	if err := os.MkdirAll(root+"/run/cgmanager", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s = start("--listen", "unix:path=/run/cgmanager/sock")
+	is("--listen", false)
+	end(s)
 }

@@ -177,7 +177,7 @@ var roundTrip = harness.Inside("round trip", func(a roundTripArgs) (r roundTripR
 	}
 	buf := make([]byte, 64<<10)
 	for !bytes.HasSuffix(r.Got, a.Until) {
-		n, err := unix.Read(fd, buf)
+		n, err := harness.Read(fd, buf)
 		if err != nil || n == 0 {
 			return r, fmt.Errorf("after %q: %d, %w", r.Got, n, err)
 		}

@@ -234,15 +234,30 @@ var Pipelines = sync.OnceValue(func() bool {
 	return true
 })
 
+// Read is read(2), and Write write(2), but for interruptions, which the Go
+// runtime's signals bring where a socket has a timeout (signal(7)).
+func Read(fd int, b []byte) (int, error) { return uninterrupted(unix.Read, fd, b) }
+
+// Write is described with Read.
+func Write(fd int, b []byte) (int, error) { return uninterrupted(unix.Write, fd, b) }
+
+func uninterrupted(f func(int, []byte) (int, error), fd int, b []byte) (n int, err error) {
+	for {
+		if n, err = f(fd, b); !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
 // Login writes the login on a fresh connection and, where calls must wait for
 // the answer, reads and returns that.
 func Login(fd int, login []byte) (answer []byte, err error) {
-	if n, err := unix.Write(fd, login); err != nil || n < len(login) {
+	if n, err := Write(fd, login); err != nil || n < len(login) {
 		return nil, fmt.Errorf("write: %d, %w", n, err)
 	}
 	buf := make([]byte, 4096)
 	for !Pipelines() && !bytes.Contains(answer, []byte("OK ")) {
-		n, err := unix.Read(fd, buf)
+		n, err := Read(fd, buf)
 		if err != nil {
 			return answer, err
 		}
@@ -266,7 +281,7 @@ func Begin(fd int, data []byte) (answer []byte, err error) {
 		data = data[end:]
 	}
 	for len(data) > 0 {
-		n, err := unix.Write(fd, data)
+		n, err := Write(fd, data)
 		if err != nil {
 			return answer, err
 		}
@@ -294,7 +309,7 @@ func Ping(sock string) error {
 	}
 	buf := make([]byte, 4096)
 	for !bytes.Contains(got, []byte("\r\nAGREE_UNIX_FD\r\nl\x02")) {
-		n, err := unix.Read(fd, buf)
+		n, err := Read(fd, buf)
 		if err != nil {
 			return err
 		}
