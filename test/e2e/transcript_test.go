@@ -20,7 +20,7 @@ import (
 // for the daemon's guid.
 func TestKernelTranscript(t *testing.T) {
 	harness.Require(t, "root")
-	doc, err := os.ReadFile("../../docs/PROTOCOL.md")
+	doc, err := os.ReadFile("testdata/PROTOCOL.md")
 	if err != nil {
 		t.Fatal(err)
 	}

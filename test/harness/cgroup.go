@@ -169,9 +169,17 @@ func (tr *Tree) enable(h Hierarchy, cg string) {
 		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(strings.Join(on, " ")), 0)
 	}
 	err := enable()
-	if errors.Is(err, unix.EBUSY) { // no internal processes
-		for _, pid := range tasks(dir, "cgroup.procs") {
-			if err := place(dir, pid); err != nil && !errors.Is(err, unix.ESRCH) {
+	for range 10 { // no internal processes; some may fork meanwhile
+		if !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		var l string
+		if l, err = makeLeaf(dir); err != nil {
+			break
+		}
+		b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		for pid := range strings.FieldsSeq(string(b)) {
+			if err := place(l, pid); err != nil && !errors.Is(err, unix.ESRCH) {
 				tr.t.Fatal(err)
 			}
 		}
@@ -210,22 +218,30 @@ func tasks(dir, file string) []string {
 	return strings.Fields(string(b))
 }
 
+// makeLeaf returns the hidden leaf of a cgroup, made if there is none.
+func makeLeaf(dir string) (string, error) {
+	if l := leaf(dir); l != "" {
+		return l, nil
+	}
+	l := filepath.Join(dir, leafName)
+	if err := os.Mkdir(l, 0o755); err != nil {
+		return "", err
+	}
+	return l, unix.Setxattr(l, leafMark, []byte("1"), 0)
+}
+
 // place moves a process to a cgroup, that is to its hidden leaf if it has or
 // needs one.
 func place(dir, pid string) error {
-	l := leaf(dir)
-	if l == "" {
+	if leaf(dir) == "" {
 		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid), 0)
-		if !errors.Is(err, unix.EBUSY) || leaf(dir) != "" {
+		if !errors.Is(err, unix.EBUSY) {
 			return err
 		}
-		l = filepath.Join(dir, leafName)
-		if err := os.Mkdir(l, 0o755); err != nil {
-			return err
-		}
-		if err := unix.Setxattr(l, leafMark, []byte("1"), 0); err != nil {
-			return err
-		}
+	}
+	l, err := makeLeaf(dir)
+	if err != nil {
+		return err
 	}
 	return os.WriteFile(filepath.Join(l, "cgroup.procs"), []byte(pid), 0)
 }
