@@ -2,6 +2,8 @@ package manager_test
 
 import (
 	"os"
+	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -60,5 +62,44 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	}
 	if err := m.MovePid0(rq, "freezer", strings.TrimPrefix(n, "/")+"/jail", api.Victim{PID: int64(victim)}); kind(err) != api.Denied {
 		t.Errorf("another's process: %v, want a refusal", err)
+	}
+}
+
+// The threads of a process that dies go one after the other. Who kills it
+// meanwhile is not told that the kernel is busy.
+func TestKernelKillDying(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V2)
+	m := newManager(t)
+	mount := own(t, "unified")
+	const program = `import threading, time
+for i in range(200): threading.Thread(target=time.sleep, args=(300,)).start()
+print(flush=True)
+time.sleep(300)`
+	rq := self(t, m)
+	for round := range 20 {
+		n := name(t)
+		if err := os.Mkdir(mount+"/"+n, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("python3", "-c", program)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		pid := strconv.Itoa(cmd.Process.Pid)
+		if err := os.WriteFile(mount+"/"+n+"/cgroup.procs", []byte(pid), 0); err != nil {
+			t.Error(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Process.Kill()
+		if err := m.Kill(rq, n); err != nil && kind(err) != api.NotFound {
+			t.Errorf("round %d: %v", round, err)
+		}
+		_ = cmd.Wait()
 	}
 }

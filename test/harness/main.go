@@ -176,6 +176,9 @@ func PublicDir(t testing.TB) string {
 	return dir
 }
 
+// Emulated says that the machine is an emulated one, which is many times slower.
+func Emulated() bool { return os.Getenv("CGM_VM") != "" }
+
 // Rounds returns n, or far fewer with -short.
 func Rounds(n int) int {
 	if testing.Short() {
