@@ -77,10 +77,15 @@ print(flush=True)
 time.sleep(300)`
 	rq := self(t, m)
 	for round := range 20 {
-		n := name(t)
+		n := "cgmtest-dying-" + strconv.Itoa(os.Getpid()) + "-" + strconv.Itoa(round)
 		if err := os.Mkdir(mount+"/"+n, 0o755); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() {
+			if err := os.Remove(mount + "/" + n); err != nil {
+				t.Error(err)
+			}
+		})
 		cmd := exec.Command("python3", "-c", program)
 		out, err := cmd.StdoutPipe()
 		if err != nil {

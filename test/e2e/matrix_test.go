@@ -125,22 +125,7 @@ func (m *replay) idle(p *harness.Proc, as *harness.Cred, home string, id uint32)
 	m.Helper()
 	v := &victim{child: p.Launch(as, "/bin/sleep", "1000"), home: home, id: id}
 	m.Cleanup(func() { v.child.In.Close(); v.child.Out.Close() })
-	status := fmt.Sprintf("/proc/%d/task/%d/children", p.HostPID, p.HostPID)
-	b, err := os.ReadFile(status)
-	if err != nil {
-		m.Fatal(err)
-	}
-	for f := range strings.FieldsSeq(string(b)) {
-		st, _ := os.ReadFile("/proc/" + f + "/status")
-		for line := range strings.Lines(string(st)) {
-			if n, ok := strings.CutPrefix(line, "NSpid:"); ok && slices.Contains(strings.Fields(n)[len(strings.Fields(n))-1:], strconv.Itoa(v.child.PID)) {
-				v.host, _ = strconv.Atoi(f)
-			}
-		}
-	}
-	if v.host == 0 {
-		m.Fatalf("no process %d among the children of %d: %s", v.child.PID, p.HostPID, b)
-	}
+	v.host = hostChild(m, p, v.child.PID)
 	for _, h := range harness.Hierarchies() {
 		m.Write(h, home, "cgroup.procs", strconv.Itoa(v.host))
 	}

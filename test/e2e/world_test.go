@@ -3,8 +3,11 @@ package e2e_test
 import (
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -243,4 +246,24 @@ func eventually(t testing.TB, what string, cond func() bool) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	t.Errorf("%s: not within 5 s", what)
+}
+
+// hostChild is the host's number of p's child pid.
+func hostChild(t testing.TB, p *harness.Proc, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.HostPID, p.HostPID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for f := range strings.FieldsSeq(string(b)) {
+		st, _ := os.ReadFile("/proc/" + f + "/status")
+		for line := range strings.Lines(string(st)) {
+			if n, ok := strings.CutPrefix(line, "NSpid:"); ok && slices.Contains(strings.Fields(n)[len(strings.Fields(n))-1:], strconv.Itoa(pid)) {
+				host, _ := strconv.Atoi(f)
+				return host
+			}
+		}
+	}
+	t.Fatalf("no process %d among the children of %d: %s", pid, p.HostPID, b)
+	return 0
 }
