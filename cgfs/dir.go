@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -164,8 +165,15 @@ func (d *Dir) Children() (names []string, hidden int, err error) {
 	return names, hidden, nil
 }
 
-// Files returns the names of the control files in the order of readdir(3).
-func (d *Dir) Files() ([]string, error) { return d.entries(unix.DT_REG) }
+// Files returns the names of the control files in the order of readdir(3), and
+// then those that this package makes.
+func (d *Dir) Files() ([]string, error) {
+	names, err := d.entries(unix.DT_REG)
+	if err == nil && d.h.version == V2 && !d.IsRoot() {
+		names = append(names, slices.Sorted(maps.Keys(deviceFiles))...)
+	}
+	return names, err
+}
 
 // maxEntries bounds how many children one directory is listed with.
 const maxEntries = 1 << 20

@@ -16,7 +16,7 @@ const (
 	docCPU     = "scheduler/sched-bwc.rst, " + docV2
 	docShares  = "scheduler/sched-design-CFS.rst, " + docV2
 	docRT      = "scheduler/sched-rt-group.rst"
-	docDevices = "admin-guide/cgroup-v1/devices.rst"
+	docDevices = "admin-guide/cgroup-v1/devices.rst, " + docV2
 	docNetCls  = "admin-guide/cgroup-v1/net_cls.rst"
 	docNetPrio = "admin-guide/cgroup-v1/net_prio.rst"
 	docHuge    = "admin-guide/cgroup-v1/hugetlb.rst, " + docV2
@@ -70,10 +70,12 @@ var abstractKeys = []*Key{
 	{
 		Name: "devices_whitelist", doc: "rules, comma separated, which are allowed besides what is: `c 1:3 rwm,b *:* r`; `a` is all. Reads as devices_list", source: docDevices,
 		v1: &binding{"devices", "devices.allow, devices.list", setDevices("devices.allow"), getItems("devices", "devices.list")},
+		v2: &binding{"devices", "devices.allow (device program)", setDevices("devices.allow"), getItems("devices", "devices.list")},
 	},
 	{
 		Name: "devices_blacklist", doc: "rules, as devices_whitelist, which are denied from now on. Reads as devices_list", source: docDevices,
 		v1: &binding{"devices", "devices.deny, devices.list", setDevices("devices.deny"), getItems("devices", "devices.list")},
+		v2: &binding{"devices", "devices.deny (device program)", setDevices("devices.deny"), getItems("devices", "devices.list")},
 	},
 	{
 		Name: "net_classid", doc: "a number, 0 to 4294967295, hexadecimal with 0x: 0xAAAABBBB is class AAAA:BBBB", source: docNetCls,
@@ -130,6 +132,7 @@ var abstractKeys = []*Key{
 	{
 		Name: "devices_list", ReadOnly: true, doc: "rules, comma separated, as devices_whitelist", source: docDevices,
 		v1: &binding{"devices", "devices.list", nil, getItems("devices", "devices.list")},
+		v2: &binding{"devices", "devices.list (device program)", nil, getItems("devices", "devices.list")},
 	},
 	{
 		Name: "net_prio_index", ReadOnly: true, doc: "a number", source: docNetPrio,
