@@ -32,8 +32,11 @@ type Key struct {
 	// ReadOnly: the key can be read alone.
 	ReadOnly bool
 
-	doc    string // the value, for docs/KEYS.md
-	source string // where the kernel documents the files
+	// file is the version whose control file has this name; 0 for an abstract
+	// key.
+	file   Version
+	doc    string // the value, or a file's conversion, for docs/KEYS.md
+	source string // where that comes from
 	v1, v2 *binding
 }
 
@@ -46,14 +49,33 @@ type binding struct {
 	get        func(s *Set, read Reader) (string, error)
 }
 
-// FindKey finds a key by name: an abstract one, or a control file's whose
-// content the other version has under another name.
+// FindKey finds a key by name: an abstract one, or a control file's that the
+// hosts of the other version do not have as it is. A name that both versions
+// have with different content means v2's file.
 func FindKey(name string) (*Key, bool) {
 	if k, ok := byName[name]; ok {
 		return k, true
 	}
+	return FindFile(name, V2)
+}
+
+// FindFile finds the key of a control file's own name, as FindKey does. A name
+// that both versions have means the file of version own.
+func FindFile(name string, own Version) (*Key, bool) {
+	for _, v := range []Version{own, V1 + V2 - own} {
+		if k, ok := byFile[v][name]; ok {
+			return k, true
+		}
+	}
 	return hugeFileKey(name)
 }
+
+// IsFile reports whether the key is a control file's own name.
+func (k *Key) IsFile() bool { return k.file != 0 }
+
+// Translated reports whether on a host where the key lives in h it is something
+// else than the control file of its name.
+func (k *Key) Translated(h *Hierarchy) bool { return k.file != h.version }
 
 // Keys returns the abstract keys in the order of docs/KEYS.md. The slice is
 // not to be changed.
@@ -64,10 +86,16 @@ func FileKeys() []*Key { return fileKeys }
 
 var byName = func() map[string]*Key {
 	m := make(map[string]*Key)
-	for _, ks := range [][]*Key{abstractKeys, fileKeys} {
-		for _, k := range ks {
-			m[k.Name] = k
-		}
+	for _, k := range abstractKeys {
+		m[k.Name] = k
+	}
+	return m
+}()
+
+var byFile = func() map[Version]map[string]*Key {
+	m := map[Version]map[string]*Key{V1: {}, V2: {}}
+	for _, k := range fileKeys {
+		m[k.file][k.Name] = k
 	}
 	return m
 }()
@@ -84,13 +112,24 @@ func (s *Set) binding(k *Key) (*Hierarchy, *binding, error) {
 		}
 		h, ok := s.ByController(c.b.controller)
 		if c.b.controller == "" {
-			h, ok = s.Unified()
+			h, ok = s.core(c.v)
 		}
 		if ok && h.version == c.v {
 			return h, c.b, nil
 		}
 	}
 	return nil, nil, fmt.Errorf("key %s: %w: needs %s", k.Name, ErrUnsupported, k.needs())
+}
+
+// core returns the hierarchy whose core files are meant where no controller is
+// named: on v1, where all have the same, the first.
+func (s *Set) core(v Version) (*Hierarchy, bool) {
+	for _, h := range s.hierarchies {
+		if h.version == v && !h.named {
+			return h, true
+		}
+	}
+	return nil, false
 }
 
 // needs says on which hosts a key works.
@@ -130,7 +169,13 @@ func (k *Key) Writes(s *Set, value string, read Reader) ([]Write, error) {
 		return nil, err
 	}
 	if k.ReadOnly || b.set == nil {
+		if k.file != 0 {
+			return nil, fmt.Errorf("key %s: %w: read only but on cgroup v%d", k.Name, ErrUnsupported, k.file)
+		}
 		return nil, fmt.Errorf("key %s: %w: read only", k.Name, ErrUnsupported)
+	}
+	if k.file != 0 {
+		value = strings.TrimSpace(value) // as the kernel does
 	}
 	ws, err := b.set(s, value, read)
 	if err != nil {

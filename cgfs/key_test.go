@@ -57,17 +57,32 @@ var (
 		"devices.list": "a *:* rwm\n", "pids.max": "max\n", "freezer.state": "THAWED\n",
 		"hugetlb.2MB.limit_in_bytes": "9223372036852678656\n", "hugetlb.1GB.limit_in_bytes": "9223372035781033984\n",
 		"blkio.bfq.weight": "100\n", "blkio.bfq.weight_device": "", "blkio.throttle.read_bps_device": "", "blkio.throttle.write_bps_device": "",
-		"net_cls.classid": "0\n", "net_prio.ifpriomap": "lo 0\neth0 0\n",
+		"memory.usage_in_bytes": "4096\n", "memory.memsw.usage_in_bytes": "12288\n", "memory.failcnt": "7\n", "memory.memsw.failcnt": "4\n",
+		"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+		"memory.stat":        "cache 1\nrss 2\nswap 3\npgpgin 4\ntotal_cache 20480\ntotal_rss 8192\ntotal_swap 8192\ntotal_pgpgin 9\ntotal_mapped_file 1\ntotal_unevictable 11\n",
+		"cpu.cfs_burst_us":   "0\n", "cpu.stat": "nr_periods 9\nnr_throttled 8\nthrottled_time 7000\nnr_bursts 6\nburst_time 5000\n",
+		"cpuacct.usage": "5000000000\n", "cpuacct.usage_user": "3000000000\n", "cpuacct.usage_sys": "2000000000\n",
+		"freezer.self_freezing": "0\n", "hugetlb.2MB.failcnt": "3\n",
+		"blkio.throttle.read_iops_device": "", "blkio.throttle.write_iops_device": "",
+		"blkio.throttle.io_service_bytes_recursive": "8:0 Read 4096\n8:0 Write 8192\n8:0 Sync 1\n8:0 Async 2\n8:0 Discard 0\n8:0 Total 12288\nTotal 12288\n",
+		"blkio.throttle.io_serviced_recursive":      "8:0 Read 1\n8:0 Write 2\n8:0 Sync 1\n8:0 Async 2\n8:0 Discard 0\n8:0 Total 3\nTotal 3\n",
+		"net_cls.classid":                           "0\n", "net_prio.ifpriomap": "lo 0\neth0 0\n",
 	}
 	fresh2 = files{
 		"memory.max": "max\n", "memory.low": "0\n", "memory.swap.max": "max\n", "memory.swap.high": "max\n",
-		"memory.events":  "low 0\nhigh 0\nmax 7\noom 0\noom_kill 0\noom_group_kill 0\n",
+		"memory.events.local": "low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\noom_group_kill 0\n", "memory.swap.events": "high 0\nmax 4\nfail 0\n",
+		"memory.swap.current": "8192\n",
+		"memory.stat":         "anon 8192\nfile 20480\nkernel 4096\nfile_mapped 1\nfile_dirty 2\nfile_writeback 3\nswapcached 4\nanon_thp 5\nshmem 6\ninactive_anon 7\nactive_anon 8\ninactive_file 9\nactive_file 10\nunevictable 11\nworkingset_refault_anon 12\nworkingset_refault_file 13\npgfault 14\npgmajfault 15\n",
+		"memory.numa_stat":    "anon N0=8192 N1=0\nfile N0=20480 N1=4096\ninactive_anon N0=4096 N1=0\nactive_anon N0=4096 N1=0\ninactive_file N0=8192 N1=4096\nactive_file N0=8192 N1=0\nunevictable N0=0 N1=4096\nslab N0=5 N1=5\n",
+		"cpu.max.burst":       "0\n", "cpuset.mems": "\n", "cpuset.mems.effective": "0\n",
+		"devices.list":   "a *:* rwm\n",
+		"io.stat":        "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
 		"memory.current": "4096\n", "memory.peak": "8192\n",
 		"cpu.max": "max 100000\n", "cpu.weight": "100\n",
-		"cpu.stat":    "usage_usec 5000000\nuser_usec 3000000\nsystem_usec 2000000\n",
+		"cpu.stat":    "usage_usec 5000000\nuser_usec 3000000\nsystem_usec 2000000\nnr_periods 9\nnr_throttled 8\nthrottled_usec 7\nnr_bursts 6\nburst_usec 5\n",
 		"cpuset.cpus": "\n", "cpuset.cpus.effective": "0-3\n",
-		"hugetlb.2MB.max": "max\n", "hugetlb.1GB.max": "max\n", "hugetlb.2MB.current": "0\n", "hugetlb.2MB.events": "max 3\n",
-		"hugetlb.1GB.current": "0\n", "hugetlb.1GB.events": "max 0\n",
+		"hugetlb.2MB.max": "max\n", "hugetlb.1GB.max": "max\n", "hugetlb.2MB.current": "0\n", "hugetlb.2MB.events.local": "max 3\n",
+		"hugetlb.1GB.current": "0\n", "hugetlb.1GB.events.local": "max 0\n",
 		"io.weight": "default 100\n", "io.bfq.weight": "default 100\n", "io.max": "",
 		"pids.max": "max\n", "cgroup.freeze": "0\n", "cgroup.events": "populated 0\nfrozen 0\n",
 	}
@@ -164,6 +179,40 @@ func TestKeyWrites(t *testing.T) {
 		{V2, "hugetlb.2MB.limit_in_bytes", "-1", "hugetlb.2MB.max=max", nil},
 		{V1, "hugetlb.2MB.max", "max", "hugetlb.2MB.limit_in_bytes=-1", nil},
 		{V2, "hugetlb.2MB.max", "max", "hugetlb.2MB.max=max", nil},
+		{V2, "memory.limit_in_bytes", "50M\n", "memory.max=52428800", nil},
+		{V2, "memory.limit_in_bytes", "1g", "memory.max=1073741824", nil},
+		{V2, "memory.limit_in_bytes", "9223372036854771712", "memory.max=max", nil},
+		// memory.memsw.limit_in_bytes stays 3 MiB.
+		{V2, "memory.limit_in_bytes", "2M", "memory.max=2097152; memory.swap.max=1048576", []string{"memory.max", "1048576\n", "memory.swap.max", "2097152\n"}},
+		{V2, "memory.limit_in_bytes", "512K", "memory.max=524288; memory.swap.max=2621440", []string{"memory.max", "1048576\n", "memory.swap.max", "2097152\n"}},
+		{V2, "memory.soft_limit_in_bytes", "1M", "memory.low=1048576", nil},
+		{V1, "memory.max", "1g", "memory.limit_in_bytes=1073741824", nil},
+		{V2, "cpu.shares", "0", "cpu.weight=1", nil},
+		{V2, "cpu.shares", "1000000", "cpu.weight=10000", nil},
+		{V2, "cpu.cfs_burst_us", "100", "cpu.max.burst=100", nil},
+		{V1, "cpu.max.burst", "100", "cpu.cfs_burst_us=100", nil},
+		{V2, "cpuset.cpus", "0-1", "cpuset.cpus=0-1", nil},
+		{V2, "cpuset.mems", "0", "cpuset.mems=0", nil},
+		{V2, "freezer.state", "THAWED\n", "cgroup.freeze=0", nil},
+		{V1, "cgroup.freeze", "1", "freezer.state=FROZEN", nil},
+		{V1, "cgroup.freeze", "0", "freezer.state=THAWED", nil},
+		{V2, "devices_whitelist", "c 1:3 rwm", "devices.allow=c 1:3 rwm", nil},
+		{V2, "devices_blacklist", "a", "devices.deny=a", nil},
+		{V2, "blkio.throttle.write_bps_device", "8:0 1048576", "io.max=8:0 wbps=1048576", nil},
+		{V2, "blkio.throttle.read_iops_device", "8:0 100", "io.max=8:0 riops=100", nil},
+		{V2, "blkio.throttle.write_iops_device", "8:0 0", "io.max=8:0 wiops=max", nil},
+		{V1, "io.max", "8:0 rbps=1048576 wiops=max", "blkio.throttle.read_bps_device=8:0 1048576; blkio.throttle.write_iops_device=8:0 0", nil},
+		{V2, "blkio.weight", "10", "io.weight=default 1; io.bfq.weight=default 10", nil},
+		{V2, "blkio.weight", "1000", "io.weight=default 10000; io.bfq.weight=default 1000", nil},
+		{V2, "blkio.weight", "500", "io.weight=default 4950; io.bfq.weight=default 500", nil},
+		{V2, "blkio.bfq.weight", "500", "io.weight=default 500; io.bfq.weight=default 500", nil},
+		{V2, "blkio.weight_device", "8:0 500", "io.weight=8:0 4950; io.bfq.weight=8:0 500", nil},
+		{V2, "blkio.bfq.weight_device", "8:0 0", "io.weight=8:0 default; io.bfq.weight=8:0 default", nil},
+		{V1, "io.weight", "default 200", "blkio.bfq.weight=200", nil},
+		{V1, "io.weight", "200", "blkio.bfq.weight=200", nil},
+		{V1, "io.weight", "8:0 200", "blkio.bfq.weight_device=8:0 200", nil},
+		{V1, "io.bfq.weight", "8:0 default", "blkio.bfq.weight_device=8:0 default", nil},
+		{V2, "hugetlb.2MB.rsvd.limit_in_bytes", "4M", "hugetlb.2MB.rsvd.max=4194304", nil},
 		{V2, "pids.max", "", "", nil},
 	} {
 		k, ok := FindKey(c.key)
@@ -236,6 +285,47 @@ func TestKeyValues(t *testing.T) {
 		{V2, "cpu.cfs_period_us", "100000", nil},
 		{V1, "cpu.max", "max 100000", nil},
 		{V2, "freezer.state", "FROZEN", []string{"cgroup.events", "frozen 1\n"}},
+		{V2, "freezer.self_freezing", "1", []string{"cgroup.freeze", "1\n"}},
+		{V2, "freezer.parent_freezing", "0", nil},
+		{V2, "freezer.parent_freezing", "1", []string{"cgroup.events", "frozen 1\n"}},
+		{V2, "freezer.parent_freezing", "0", []string{"cgroup.events", "frozen 1\n", "cgroup.freeze", "1\n"}},
+		{V1, "cgroup.freeze", "0", nil},
+		{V1, "cgroup.events", "frozen 1", []string{"freezer.state", "FROZEN\n"}},
+		{V1, "cgroup.events", "frozen 0", []string{"freezer.state", "FREEZING\n"}},
+		{V2, "memory.usage_in_bytes", "4096", nil},
+		{V2, "memory.memsw.usage_in_bytes", "12288", nil},
+		{V1, "memory.swap.current", "8192", nil},
+		{V2, "memory.memsw.failcnt", "4", nil},
+		{V1, "memory.swap.events", "max 4", nil},
+		{V2, "memory.kmem.usage_in_bytes", "4096", nil},
+		{V2, "memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2", nil},
+		{V1, "memory.events.local", "max 7\noom_kill 2", nil},
+		{V1, "memory.events", "max 7\noom_kill 2", nil},
+		{V2, "memory.use_hierarchy", "1", nil},
+		{V2, "memory.move_charge_at_immigrate", "0", nil},
+		{V2, "notify_on_release", "0", nil},
+		{V2, "cgroup.clone_children", "0", nil},
+		{V2, "memory.limit_in_bytes", "1048576", []string{"memory.max", "1048576\n"}},
+		{V2, "memory.memsw.limit_in_bytes", "9223372036854771712", nil},
+		{V2, "hugetlb.2MB.limit_in_bytes", "9223372036852678656", nil},
+		{V2, "hugetlb.1GB.limit_in_bytes", "9223372035781033984", nil},
+		{V2, "hugetlb.2MB.failcnt", "3", nil},
+		{V1, "hugetlb.2MB.events", "max 3", nil},
+		{V2, "cpuset.effective_cpus", "0-3", nil},
+		{V2, "cpuset.effective_mems", "0", nil},
+		{V2, "cpuacct.usage", "5000000000", nil},
+		{V2, "cpuacct.usage_sys", "2000000000", nil},
+		{V1, "cpu.stat", "usage_usec 5000000\nuser_usec 3000000\nsystem_usec 2000000\nnr_periods 9\nnr_throttled 8\nthrottled_usec 7\nnr_bursts 6\nburst_usec 5", nil},
+		{V1, "memory.stat", "file 20480\nanon 8192\nfile_mapped 1\nunevictable 11", nil},
+		{V2, "blkio.throttle.write_bps_device", "8:16 6\n8:32 7", []string{"io.max", "8:16 rbps=max wbps=6 riops=max wiops=max\n8:32 rbps=1 wbps=7 riops=max wiops=max\n"}},
+		{V1, "io.max", "8:0 rbps=5 wbps=max riops=max wiops=3\n8:16 rbps=max wbps=max riops=max wiops=2", []string{"blkio.throttle.read_bps_device", "8:0 5\n", "blkio.throttle.write_iops_device", "8:0 3\n8:16 2\n"}},
+		{V2, "blkio.throttle.io_service_bytes", "8:0 Read 4096\n8:0 Write 8192\n8:0 Discard 0\n8:0 Total 12288\n8:16 Read 1\n8:16 Write 0\n8:16 Discard 0\n8:16 Total 1\nTotal 12289", nil},
+		{V2, "blkio.throttle.io_serviced", "Total 0", []string{"io.stat", ""}},
+		{V1, "io.stat", "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0", nil},
+		{V2, "blkio.weight", "500", []string{"io.bfq.weight", "default 500\n"}},
+		{V2, "blkio.weight_device", "8:0 20", []string{"io.bfq.weight", "default 100\n8:0 20\n"}},
+		{V1, "io.weight", "default 100\n8:0 20", []string{"blkio.bfq.weight_device", "8:0 20\n"}},
+		{V2, "devices_list", "a *:* rwm", nil},
 	} {
 		k, ok := FindKey(c.key)
 		if !ok {
@@ -293,7 +383,20 @@ func TestKeyRefused(t *testing.T) {
 		without    string
 	}{
 		{V1, "swap.soft_limit", "1M", ""},
-		{V2, "devices_whitelist", "a", ""},
+		{V2, "net_cls.classid", "1", ""},
+		{V2, "memory.swappiness", "60", ""},
+		{V2, "cpu.rt_runtime_us", "1", ""},
+		{V2, "memory.oom_control", "1", ""},
+		{V2, "memory.failcnt", "0", ""},
+		{V2, "memory.usage_in_bytes", "0", ""},
+		{V2, "cpuacct.usage", "0", ""},
+		{V2, "blkio.reset_stats", "1", ""},
+		{V2, "notify_on_release", "1", ""},
+		{V2, "memory.memsw.limit_in_bytes", "1G", "memory.swap.max"},
+		{V1, "memory.high", "1", ""},
+		{V1, "memory.oom.group", "1", ""},
+		{V1, "io.latency", "8:0 target=1", ""},
+		{V1, "cgroup.max.depth", "1", ""},
 		{V2, "net_classid", "1", ""},
 		{V2, "rt.runtime", "1", ""},
 		{V1, "swap.limit", "max", memsw1},
@@ -326,7 +429,17 @@ func TestKeyRefused(t *testing.T) {
 
 func TestKeyTable(t *testing.T) {
 	for _, k := range slices.Concat(Keys(), FileKeys()) {
-		if found, ok := FindKey(k.Name); !ok || found != k {
+		found, ok := FindKey(k.Name)
+		if k.IsFile() {
+			found, ok = FindFile(k.Name, k.file)
+			// A name that both have needs a key of each, else one version's
+			// clients would be given the other's content.
+			other := map[Version]*binding{V1: k.v2, V2: k.v1}[k.file]
+			if other != nil && strings.HasPrefix(other.files, k.Name) && byFile[V1+V2-k.file][k.Name] == nil && byName[k.Name] == nil {
+				t.Errorf("%s: no key of the other version's", k.Name)
+			}
+		}
+		if !ok || found != k {
 			t.Errorf("%s: not found, or there twice", k.Name)
 		}
 		for _, b := range []*binding{k.v1, k.v2} {
@@ -336,12 +449,12 @@ func TestKeyTable(t *testing.T) {
 			if k.ReadOnly != (b.set == nil) && slices.Contains(Keys(), k) {
 				t.Errorf("%s: ReadOnly is %v", k.Name, k.ReadOnly)
 			}
-			if b.get == nil || b.files == "" {
+			if b.get == nil {
 				t.Errorf("%s: cannot be read", k.Name)
 			}
 			for f := range strings.SplitSeq(b.files, ", ") {
 				f, _, _ = strings.Cut(f, " ")
-				if got := ControllerOf(f); b.controller != "" && got != b.controller && got != "cpuset" {
+				if got := ControllerOf(f); f != "" && b.controller != "" && got != b.controller && got != "cpuset" && got != "cpuacct" {
 					t.Errorf("%s: %s is of %s, not of %s", k.Name, f, got, b.controller)
 				}
 			}
@@ -478,6 +591,98 @@ func FuzzKeyValue(f *testing.F) {
 	})
 }
 
-func isVerbatim(k *Key, v Version) bool {
-	return slices.Contains(FileKeys(), k) || strings.HasPrefix(k.Name, "hugetlb.")
+func isVerbatim(k *Key, v Version) bool { return k.file == v }
+
+// TestFindFile: a name that both versions have means the file of the version
+// whose client asks.
+func TestFindFile(t *testing.T) {
+	for _, c := range []struct {
+		own  Version
+		name string
+		host Version
+		want string
+	}{
+		{V1, "memory.stat", V2, "cache 20480\nrss 8192\nrss_huge 5\nshmem 6\nmapped_file 1\ndirty 2\nwriteback 3\nworkingset_refault_anon 12\nworkingset_refault_file 13\nswap 8192\nswapcached 4\npgfault 14\npgmajfault 15\ninactive_anon 7\nactive_anon 8\ninactive_file 9\nactive_file 10\nunevictable 11\n" +
+			"hierarchical_memory_limit 9223372036854771712\nhierarchical_memsw_limit 9223372036854771712\n" +
+			"total_cache 20480\ntotal_rss 8192\ntotal_rss_huge 5\ntotal_shmem 6\ntotal_mapped_file 1\ntotal_dirty 2\ntotal_writeback 3\ntotal_workingset_refault_anon 12\ntotal_workingset_refault_file 13\ntotal_swap 8192\ntotal_swapcached 4\ntotal_pgfault 14\ntotal_pgmajfault 15\ntotal_inactive_anon 7\ntotal_active_anon 8\ntotal_inactive_file 9\ntotal_active_file 10\ntotal_unevictable 11"},
+		{V1, "memory.stat", V1, strings.TrimSuffix(fresh1["memory.stat"], "\n")},
+		{V2, "memory.stat", V2, strings.TrimSuffix(fresh2["memory.stat"], "\n")},
+		{V2, "memory.stat", V1, "file 20480\nanon 8192\nfile_mapped 1\nunevictable 11"},
+		{V1, "cpu.stat", V2, "nr_periods 9\nnr_throttled 8\nthrottled_time 7000\nnr_bursts 6\nburst_time 5000"},
+		{V1, "cpuset.cpus", V2, "0-3"},
+		{V2, "cpuset.cpus", V2, ""},
+		{V1, "cpuset.mems", V2, "0"},
+		{
+			V1, "memory.numa_stat", V2,
+			"total=8 N0=6 N1=2\nfile=5 N0=4 N1=1\nanon=2 N0=2 N1=0\nunevictable=1 N0=0 N1=1\n" +
+				"hierarchical_total=8 N0=6 N1=2\nhierarchical_file=5 N0=4 N1=1\nhierarchical_anon=2 N0=2 N1=0\nhierarchical_unevictable=1 N0=0 N1=1",
+		},
+		// A name of one version is the same key to both.
+		{V1, "memory.current", V1, "4096"},
+		{V2, "memory.usage_in_bytes", V2, "4096"},
+		{V1, "hugetlb.2MB.current", V2, "0"},
+	} {
+		k, ok := FindFile(c.name, c.own)
+		if !ok {
+			t.Errorf("no key %s", c.name)
+			continue
+		}
+		content := map[Version]files{V1: fresh1, V2: fresh2}[c.host]
+		if got, err := k.Value(host(c.host), content.read); err != nil || got != c.want {
+			t.Errorf("%s as v%d knows it, on v%d:\n got %q, %v\nwant %q", c.name, c.own, c.host, got, err, c.want)
+		}
+	}
+	if _, ok := FindFile("memory.limit", V1); ok {
+		t.Error("an abstract key is found as a file")
+	}
+}
+
+// TestFileRefused: values that v1's kernel refuses are refused on v2.
+func TestFileRefused(t *testing.T) {
+	for key, values := range map[string][]string{
+		"memory.limit_in_bytes":           {"max", "", "-2", "1X", "junk", "010", "0x10", "1.5G", "1 G", "99999999999999999999", "16777216T5", "1\n2"},
+		"memory.memsw.limit_in_bytes":     {"max", "junk"},
+		"cpu.shares":                      {"", "-1", "x"},
+		"cpu.cfs_quota_us":                {"0", "999", "x", "-2"},
+		"cpu.cfs_period_us":               {"0", "999", "1000001"},
+		"freezer.state":                   {"frozen", "FREEZING", "1", ""},
+		"blkio.throttle.read_bps_device":  {"8:0", "8:0 1M", "8:0 max", "8:0 -1", "8:0 5 wbps=1", "8:0 5,8:16 6", "x 1"},
+		"blkio.throttle.read_iops_device": {"8:0 1k"},
+		"blkio.weight":                    {"9", "1001", "x"},
+		"blkio.bfq.weight":                {"0", "1001"},
+		"blkio.weight_device":             {"500", "8:0 5"},
+		"hugetlb.2MB.limit_in_bytes":      {"max", "x"},
+	} {
+		k, ok := FindFile(key, V1)
+		if !ok {
+			t.Fatalf("no key %s", key)
+		}
+		for _, v := range values {
+			if ws, err := k.Writes(host(V2), v, fresh2.read); !errors.Is(err, ErrValue) || ws != nil {
+				t.Errorf("%s %q: got %s, %v; want ErrValue", key, v, show(ws), err)
+			}
+		}
+	}
+	limited := fresh2.with("memory.max", "1048576\n", "memory.swap.max", "1048576\n")
+	for key, value := range map[string]string{"memory.limit_in_bytes": "2097153", "memory.memsw.limit_in_bytes": "1048575"} {
+		k, _ := FindFile(key, V1)
+		if ws, err := k.Writes(host(V2), value, limited.read); !errors.Is(err, ErrValue) {
+			t.Errorf("%s %s: got %s, %v; v1 refuses it", key, value, show(ws), err)
+		}
+	}
+	for _, bad := range []string{"0", "8:0", "8:0 rbps=0", "8:0 x=1", "8:0 rbps=1,wbps=2", "8:0 rbps", "8:0 rbps=1M"} {
+		k, _ := FindKey("io.max")
+		if ws, err := k.Writes(host(V1), bad, fresh1.read); !errors.Is(err, ErrValue) || ws != nil {
+			t.Errorf("io.max %q: got %s, %v; want ErrValue", bad, show(ws), err)
+		}
+	}
+}
+
+// TestBlkioWeights: what is set reads back.
+func TestBlkioWeights(t *testing.T) {
+	for w := weightOfCFQ.low; w <= weightOfCFQ.high; w++ {
+		if got := weightOfCFQ.fromIO(weightOfCFQ.toIO(w)); got != w {
+			t.Fatalf("weight %d comes back as %d", w, got)
+		}
+	}
 }

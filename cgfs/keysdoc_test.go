@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -45,17 +46,27 @@ func keyTables() string {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", name, k.doc, k.v1.cell(), k.v2.cell(), k.source)
 	}
-	b.WriteString("\n## Control files that are translated\n\n| file | on v1 | on v2 |\n|---|---|---|\n")
-	for _, k := range FileKeys() {
-		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", k.Name, k.v1.cell(), k.v2.cell())
-	}
-	for _, file := range []string{"limit_in_bytes", "usage_in_bytes", "failcnt", "max", "current"} {
-		k, ok := FindKey("hugetlb.0KB." + file)
+	b.WriteString("\n## Control files that are translated\n\n| file of | name | on the other | conversion | source |\n|---|---|---|---|---|\n")
+	files := slices.Clone(FileKeys())
+	for _, file := range []string{"limit_in_bytes", "usage_in_bytes", "max_usage_in_bytes", "failcnt", "rsvd.limit_in_bytes", "rsvd.usage_in_bytes", "max", "current", "events", "events.local", "rsvd.max", "rsvd.current"} {
+		k, ok := FindKey("hugetlb.1KB." + file)
 		if !ok {
 			panic(file)
 		}
-		row := fmt.Sprintf("| `%s` | %s | %s |\n", k.Name, k.v1.cell(), k.v2.cell())
-		b.WriteString(strings.ReplaceAll(row, "0KB", "SIZE"))
+		files = append(files, k)
+	}
+	none := map[Version][]string{}
+	for _, k := range files {
+		other := map[Version]*binding{V1: k.v2, V2: k.v1}[k.file]
+		name := "`" + strings.ReplaceAll(k.Name, "1KB", "SIZE") + "`"
+		if other == nil {
+			none[k.file] = append(none[k.file], name)
+			continue
+		}
+		fmt.Fprintf(&b, "| v%d | %s | %s | %s | %s |\n", k.file, name, strings.ReplaceAll(other.cell(), "1KB", "SIZE"), k.doc, k.source)
+	}
+	for _, v := range []Version{V1, V2} {
+		fmt.Fprintf(&b, "\nOf these files of v%d the other version has no equivalent, and says so: %s.\n", v, strings.Join(none[v], ", "))
 	}
 	b.WriteString("\n")
 	return b.String()
@@ -66,7 +77,7 @@ func (b *binding) cell() string {
 	case b == nil:
 		return "not supported"
 	case b.files == "":
-		return "itself"
+		return "nothing (read only)"
 	}
 	s := "`" + strings.ReplaceAll(b.files, ", ", "`, `") + "`"
 	if b.set == nil {

@@ -148,7 +148,7 @@ var abstractKeys = []*Key{
 	},
 	{
 		Name: "memory.failcnt", ReadOnly: true, doc: "how often the limit was hit", source: docMemory,
-		v1: readText("memory", "memory.failcnt"), v2: readEvent("memory", "memory.events", "max"),
+		v1: readText("memory", "memory.failcnt"), v2: readEvent("memory", "memory.events.local", "max"),
 	},
 	{
 		Name: "memory.numa_stat", ReadOnly: true, doc: "as the kernel shows it: pages on v1, bytes on v2", source: docMemory,
@@ -172,7 +172,7 @@ var abstractKeys = []*Key{
 	},
 	{
 		Name: "hugetlb_failcnt", ReadOnly: true, doc: "`SIZE=number`, comma separated: how often the limit was hit", source: docHuge,
-		v1: readHuge("failcnt", ""), v2: readHuge("events", "max"),
+		v1: readHuge("failcnt", ""), v2: readHuge("events.local", "max"),
 	},
 	{
 		Name: "cpuacct_stat", ReadOnly: true, doc: "lines `user N` and `system N`, in 1/100 s (USER_HZ)", source: docCpuacct,
@@ -182,79 +182,6 @@ var abstractKeys = []*Key{
 		Name: "pids.usage", ReadOnly: true, doc: "a number of tasks", source: docPids,
 		v1: readText("pids", "pids.current"), v2: readText("pids", "pids.current"),
 	},
-}
-
-// fileKeys are control files' own names: on a host that has the other version
-// they are translated, on their own as they are.
-var fileKeys = []*Key{
-	file1("memory", "memory.limit_in_bytes", translateLimit("memory", "memory.max", true)),
-	file1("memory", "memory.soft_limit_in_bytes", translateLimit("memory", "memory.low", true)),
-	file1("memory", "memory.memsw.limit_in_bytes", &binding{"memory", "memory.swap.max, memory.max", setMemsw2, getMemsw2}),
-	file1("memory", "memory.usage_in_bytes", readText("memory", "memory.current")),
-	file1("memory", "memory.max_usage_in_bytes", readText("memory", "memory.peak")),
-	file1("cpuset", "cpuset.effective_cpus", readText("cpuset", "cpuset.cpus.effective")),
-	file1("cpuset", "cpuset.effective_mems", readText("cpuset", "cpuset.mems.effective")),
-	file1("cpuacct", "cpuacct.stat", &binding{"", "cpu.stat", nil, getCPUStat2}),
-	file1("cpu", "cpu.shares", &binding{"cpu", "cpu.weight", setConverted("cpu.weight", 2, 262144, sharesToWeight), getConverted("cpu", "cpu.weight", weightToShares)}),
-	file1("cpu", "cpu.cfs_quota_us", &binding{"cpu", "cpu.max", setQuota2, getMax2(0)}),
-	file1("cpu", "cpu.cfs_period_us", &binding{"cpu", "cpu.max", setPeriod2, getMax2(1)}),
-	file1("freezer", "freezer.state", &binding{"", "cgroup.freeze, cgroup.events", setFreezerState2, getFreezerState2}),
-	file1("blkio", "blkio.throttle.read_bps_device", &binding{"io", "io.max", setThrottle1("rbps"), getThrottle("io", "io.max", "rbps")}),
-	file1("blkio", "blkio.throttle.write_bps_device", &binding{"io", "io.max", setThrottle1("wbps"), getThrottle("io", "io.max", "wbps")}),
-
-	file2("memory", "memory.max", &binding{"memory", "memory.limit_in_bytes, memory.memsw.limit_in_bytes", setMemory1, getLimit("memory.limit_in_bytes")}),
-	file2("memory", "memory.low", translateLimit("memory", "memory.soft_limit_in_bytes", false)),
-	file2("memory", "memory.swap.max", &binding{"memory", "memory.memsw.limit_in_bytes, memory.limit_in_bytes", setSwap1, getSwap1}),
-	file2("memory", "memory.current", readText("memory", "memory.usage_in_bytes")),
-	file2("memory", "memory.peak", readText("memory", "memory.max_usage_in_bytes")),
-	file2("cpuset", "cpuset.cpus.effective", readText("cpuset", "cpuset.effective_cpus")),
-	file2("cpuset", "cpuset.mems.effective", readText("cpuset", "cpuset.effective_mems")),
-	file2("cpu", "cpu.weight", &binding{"cpu", "cpu.shares", setConverted("cpu.shares", 1, 10000, weightToShares), getConverted("cpu", "cpu.shares", sharesToWeight)}),
-	file2("cpu", "cpu.max", &binding{"cpu", "cpu.cfs_quota_us, cpu.cfs_period_us", setMax1, getMax1}),
-}
-
-// hugeFileKey makes the key of a file of the hugetlb controller, of which
-// there is one set for each size.
-func hugeFileKey(name string) (*Key, bool) {
-	rest, _ := strings.CutPrefix(name, "hugetlb.")
-	size, file, _ := strings.Cut(rest, ".")
-	if unit := strings.TrimLeft(size, "0123456789"); unit == size || unit != "KB" && unit != "MB" && unit != "GB" {
-		return nil, false
-	}
-	const c = "hugetlb"
-	prefix := c + "." + size + "."
-	switch file {
-	case "limit_in_bytes":
-		return file1(c, name, translateLimit(c, prefix+"max", true)), true
-	case "usage_in_bytes":
-		return file1(c, name, readText(c, prefix+"current")), true
-	case "failcnt":
-		return file1(c, name, readEvent(c, prefix+"events", "max")), true
-	case "max":
-		return file2(c, name, translateLimit(c, prefix+"limit_in_bytes", false)), true
-	case "current":
-		return file2(c, name, readText(c, prefix+"usage_in_bytes")), true
-	}
-	return nil, false
-}
-
-// file1 and file2 make the key of a file of v1 or v2, and of its translation.
-func file1(controller, file string, v2 *binding) *Key {
-	return &Key{Name: file, v1: verbatim(controller, file), v2: v2}
-}
-
-func file2(controller, file string, v1 *binding) *Key {
-	return &Key{Name: file, v1: v1, v2: verbatim(controller, file)}
-}
-
-func verbatim(controller, file string) *binding {
-	return &binding{controller, file, func(_ *Set, value string, _ Reader) ([]Write, error) {
-		value = strings.TrimRight(value, "\n")
-		if strings.ContainsAny(value, "\n\x00") {
-			return nil, badValue(value, "one line")
-		}
-		return []Write{{File: file, Value: value}}, nil
-	}, getText(controller, file)}
 }
 
 // ---- limits
@@ -290,27 +217,6 @@ func readLimit(read Reader, controller, file string) (uint64, error) {
 		return 0, err
 	}
 	return limitOf(v)
-}
-
-// translateLimit is a limit under its other name: what is written as -1 or in
-// lower case on v1 is max on v2, and the other way round.
-func translateLimit(controller, file string, toV2 bool) *binding {
-	show, none := show1, "max"
-	if toV2 {
-		show, none = show2, "-1"
-	}
-	return &binding{controller, file, func(s *Set, value string, read Reader) ([]Write, error) {
-		if value == none {
-			value = "max"
-		}
-		return setLimit(file, show)(s, value, read)
-	}, func(_ *Set, read Reader) (string, error) {
-		n, err := readLimit(read, controller, file)
-		if n == unlimited && toV2 {
-			n = math.MaxInt64 &^ (uint64(os.Getpagesize()) - 1)
-		}
-		return show2(n), err
-	}}
 }
 
 const (
@@ -400,43 +306,6 @@ func getSwap1(_ *Set, read Reader) (string, error) {
 		return "max", nil
 	}
 	return show2(both - min(limit, both)), nil
-}
-
-func setMemsw2(_ *Set, value string, read Reader) ([]Write, error) {
-	if value == "-1" {
-		value = "max"
-	}
-	n, err := parseBytes(value)
-	if err != nil {
-		return nil, err
-	}
-	if n != unlimited {
-		limit, err := readLimit(read, "memory", "memory.max")
-		if err != nil {
-			return nil, err
-		}
-		if limit > n {
-			return nil, fmt.Errorf("%w %q: below the limit of memory alone", ErrValue, value)
-		}
-		n -= limit
-	}
-	return []Write{{File: "memory.swap.max", Value: show2(n)}}, nil
-}
-
-func getMemsw2(_ *Set, read Reader) (string, error) {
-	limit, err := readLimit(read, "memory", "memory.max")
-	if err != nil {
-		return "", err
-	}
-	swap, err := readLimit(read, "memory", "memory.swap.max")
-	if err != nil {
-		return "", err
-	}
-	n := sum(limit, swap)
-	if n == unlimited {
-		n = math.MaxInt64 &^ (uint64(os.Getpagesize()) - 1)
-	}
-	return show2(n), nil
 }
 
 // ---- cpus
@@ -614,83 +483,6 @@ func getShare(file string, base uint64) func(*Set, Reader) (string, error) {
 		n, err := readLimit(read, "cpu", file)
 		return strconv.FormatUint((n*100+base/2)/base, 10), err
 	}
-}
-
-func setConverted(file string, low, high uint64, convert func(uint64) uint64) func(*Set, string, Reader) ([]Write, error) {
-	return func(_ *Set, value string, _ Reader) ([]Write, error) {
-		n, err := number(value, low, high)
-		if err != nil {
-			return nil, err
-		}
-		return []Write{{File: file, Value: strconv.FormatUint(convert(n), 10)}}, nil
-	}
-}
-
-func getConverted(controller, file string, convert func(uint64) uint64) func(*Set, Reader) (string, error) {
-	return func(_ *Set, read Reader) (string, error) {
-		n, err := readLimit(read, controller, file)
-		return strconv.FormatUint(convert(n), 10), err
-	}
-}
-
-func setQuota2(_ *Set, value string, read Reader) ([]Write, error) {
-	_, period, err := quota2{}.read(read)
-	if err != nil {
-		return nil, err
-	}
-	if value == "-1" {
-		return quota2{}.writes(unlimited, period), nil
-	}
-	us, err := number(value, minQuota, maxPeriod*maxCPUs)
-	if err != nil {
-		return nil, err
-	}
-	return quota2{}.writes(us, period), nil
-}
-
-func setPeriod2(_ *Set, value string, read Reader) ([]Write, error) {
-	us, _, err := quota2{}.read(read)
-	if err != nil {
-		return nil, err
-	}
-	period, err := number(value, minQuota, maxPeriod)
-	if err != nil {
-		return nil, err
-	}
-	return quota2{}.writes(us, period), nil
-}
-
-// getMax2 reads the quota (0) or the period (1) of cpu.max as v1 shows them.
-func getMax2(field int) func(*Set, Reader) (string, error) {
-	return func(_ *Set, read Reader) (string, error) {
-		us, period, err := quota2{}.read(read)
-		return show1([]uint64{us, period}[field]), err
-	}
-}
-
-func setMax1(_ *Set, value string, _ Reader) ([]Write, error) {
-	first, second, two := strings.Cut(value, " ")
-	us := uint64(unlimited)
-	var err error
-	if first != "max" {
-		if us, err = number(first, minQuota, maxPeriod*maxCPUs); err != nil {
-			return nil, err
-		}
-	}
-	ws := quota1{}.writes(us, 0)
-	if two {
-		period, err := number(second, minQuota, maxPeriod)
-		if err != nil {
-			return nil, err
-		}
-		ws = append(ws, Write{File: "cpu.cfs_period_us", Value: show1(period)})
-	}
-	return ws, nil
-}
-
-func getMax1(_ *Set, read Reader) (string, error) {
-	us, period, err := quota1{}.read(read)
-	return show2(us) + " " + show2(period), err
 }
 
 // ---- devices and network
@@ -975,16 +767,6 @@ func setThrottle(file, sub string) func(*Set, string, Reader) ([]Write, error) {
 	}
 }
 
-// setThrottle1 takes v1's values to io.max: 0 is no limit there.
-func setThrottle1(sub string) func(*Set, string, Reader) ([]Write, error) {
-	return func(s *Set, value string, read Reader) ([]Write, error) {
-		if device, v, err := deviceItem(value); err == nil && v == "0" {
-			value = device + " max"
-		}
-		return setThrottle("io.max", sub)(s, value, read)
-	}
-}
-
 func getThrottle(controller, file, sub string) func(*Set, Reader) (string, error) {
 	return func(_ *Set, read Reader) (string, error) {
 		content, err := read(controller, file)
@@ -1053,18 +835,6 @@ func getState2(_ *Set, read Reader) (string, error) {
 		return "freezing", nil
 	}
 	return "thawed", nil
-}
-
-func setFreezerState2(s *Set, value string, read Reader) ([]Write, error) {
-	if value != "FROZEN" && value != "THAWED" {
-		return nil, badValue(value, "FROZEN or THAWED")
-	}
-	return setState("cgroup.freeze", "1", "0")(s, strings.ToLower(value), read)
-}
-
-func getFreezerState2(s *Set, read Reader) (string, error) {
-	v, err := getState2(s, read)
-	return strings.ToUpper(v), err
 }
 
 // getCPUStat2 shows v2's microseconds as cpuacct.stat does: in ticks of

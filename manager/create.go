@@ -59,7 +59,7 @@ func (m *Manager) Create(rq *api.Request, name string, controllers []string, val
 		created = created || made
 		places = append(places, p.at)
 	}
-	if err := c.setValues(set, places, &u); err != nil {
+	if err := c.setValues(set, places, c.reader(places, name), &u); err != nil {
 		return false, err
 	}
 	u.release()

@@ -240,6 +240,32 @@ func (c *call) key0(cgroup, key string) (string, error) {
 	return key, nil
 }
 
+// translated0 finds the key by which a control file's name of the other version
+// is translated; nil where the name is h's own. Where both versions have a file
+// of the name, v1's is meant: that is what clients of this interface know.
+func (c *call) translated0(h *cgfs.Hierarchy, name, subject string) (*setting, error) {
+	k, ok := cgfs.FindFile(name, cgfs.V1)
+	if !ok || !k.Translated(h) {
+		return nil, nil
+	}
+	in, controller, err := c.m.set.KeyHierarchy(k)
+	if err != nil {
+		return nil, c.kernel(subject, err)
+	}
+	if in != h {
+		return nil, api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, h.Name())
+	}
+	return &setting{name: name, key: k, h: h, controller: controller}, nil
+}
+
+// reader0 reads control files of one place.
+func (c *call) reader0(p *place, cgroup string) cgfs.Reader {
+	return func(_, file string) (string, error) {
+		b, err := c.value(p, file, "key "+quote(file)+" of "+quote(cgroup))
+		return strings.TrimRight(string(b), "\n"), err
+	}
+}
+
 // GetValue0 implements api.CGManager0.
 func (m *Manager) GetValue0(rq *api.Request, controller, cgroup, key string) (_ string, err error) {
 	c, err := m.begin("GetValue", rq)
@@ -255,12 +281,24 @@ func (m *Manager) GetValue0(rq *api.Request, controller, cgroup, key string) (_ 
 	if err != nil {
 		return "", err
 	}
+	subject := "key " + quote(key) + " of " + quote(cgroup)
 	key = p.h.FileName(key)
 	switch key {
 	case "tasks", "cgroup.procs", "cgroup.threads":
 		return c.tasksValue([]*place{p}, key)
 	}
-	b, err := c.value(p, key, "key "+quote(key)+" of "+quote(cgroup))
+	s, err := c.translated0(p.h, key, subject)
+	if err != nil {
+		return "", err
+	}
+	if s != nil {
+		v, err := s.key.Value(m.set, c.reader0(p, cgroup))
+		if err != nil {
+			return "", c.kernel(subject, err)
+		}
+		return v, nil
+	}
+	b, err := c.value(p, key, subject)
 	return strings.TrimRight(string(b), "\n"), err
 }
 
@@ -280,12 +318,35 @@ func (m *Manager) SetValue0(rq *api.Request, controller, cgroup, key, value stri
 	if err != nil {
 		return err
 	}
+	s, err := c.translated0(p.h, key, "key "+quote(key)+" of "+quote(cgroup))
+	if err != nil {
+		return err
+	}
+	if s != nil {
+		s.value = value
+		return c.setTranslated0(p, cgroup, s)
+	}
 	w, err := c.planWrite(p, p.h.FileName(key), value, "key "+quote(key)+" of "+subject)
 	if err != nil || value == "" {
 		return err
 	}
 	var u undo
 	return c.write([]*write{w}, &u)
+}
+
+func (c *call) setTranslated0(p *place, cgroup string, s *setting) error {
+	set := &settings{op: c.op, name: cgroup, all: []setting{*s}}
+	places, read := []*place{p}, c.reader0(p, cgroup)
+	if s.value == "" {
+		return newPlan(c, set, places, read).decideName(*s)
+	}
+	var u undo
+	defer u.run()
+	if err := c.setValues(set, places, read, &u); err != nil {
+		return err
+	}
+	u.release()
+	return nil
 }
 
 // Remove0 implements api.CGManager0. What is not there counts as removed.

@@ -156,7 +156,7 @@ func (m *Manager) SetValue(rq *api.Request, name string, values map[string]strin
 	}
 	var u undo
 	defer u.run()
-	if err := c.setValues(set, places, &u); err != nil {
+	if err := c.setValues(set, places, c.reader(places, name), &u); err != nil {
 		return err
 	}
 	u.release()
@@ -164,12 +164,12 @@ func (m *Manager) SetValue(rq *api.Request, name string, values map[string]strin
 }
 
 // setValues plans every write, decides on every file, and only then writes;
-// what cannot be taken back comes last.
-func (c *call) setValues(set *settings, places []*place, u *undo) error {
+// what cannot be taken back comes last. read gives what is there now.
+func (c *call) setValues(set *settings, places []*place, read cgfs.Reader, u *undo) error {
 	if len(set.all) == 0 {
 		return nil
 	}
-	plan := &plan{call: c, places: places, name: set.name, keys: map[string]setting{}, pending: map[string]string{}}
+	plan := newPlan(c, set, places, read)
 	for _, s := range set.all {
 		if err := plan.add(s); err != nil {
 			return err
@@ -232,6 +232,7 @@ func writeLimit(w *write) error {
 type plan struct {
 	*call
 	places []*place
+	read   cgfs.Reader
 	name   string
 	todo   []cgfs.Write
 	keys   map[string]setting // by controller and file of the write
@@ -239,6 +240,10 @@ type plan struct {
 	// pending holds values that are going to be written, by controller and
 	// file: a later key is translated as if they were there.
 	pending map[string]string
+}
+
+func newPlan(c *call, set *settings, places []*place, read cgfs.Reader) *plan {
+	return &plan{call: c, places: places, read: read, name: set.name, keys: map[string]setting{}, pending: map[string]string{}}
 }
 
 func (p *plan) place(h *cgfs.Hierarchy) *place {
@@ -252,10 +257,13 @@ func (p *plan) place(h *cgfs.Hierarchy) *place {
 
 // add translates a key into writes.
 func (p *plan) add(s setting) error {
+	if err := p.decideName(s); err != nil {
+		return err
+	}
 	todo := []cgfs.Write{{Controller: s.controller, File: s.name, Value: s.value, Final: cgfs.Final(s.name)}}
 	if s.key != nil {
 		var err error
-		if todo, err = s.key.Writes(p.m.set, s.value, p.read); err != nil {
+		if todo, err = s.key.Writes(p.m.set, s.value, p.pendingOr); err != nil {
 			return p.kernel(p.subject(s.name), err)
 		}
 	}
@@ -269,13 +277,32 @@ func (p *plan) add(s setting) error {
 	return nil
 }
 
+// decideName decides on the control file that the caller named, where another
+// one is written in its place: what nobody may write under one name, nobody
+// may under the other.
+func (p *plan) decideName(s setting) error {
+	if s.key == nil || !s.key.IsFile() || privcheck.ClassOf(s.name) == privcheck.Delegable {
+		return nil
+	}
+	at := p.place(s.h)
+	if at == nil {
+		return p.absent(s, s.h)
+	}
+	_, err := p.decide(p.subject(s.name), func(who *party) privcheck.Decision {
+		return privcheck.SetValue(who.r, at.of(who), s.name, s.value, at.object())
+	})
+	return err
+}
+
+func (p *plan) absent(s setting, h *cgfs.Hierarchy) error {
+	return api.Errorf(api.NotFound, "%s %s: the cgroup does not exist in the hierarchy of %s", p.op, p.subject(s.name), h.Name())
+}
+
 func (p *plan) subject(key string) string { return "key " + quote(key) + " of " + quote(p.name) }
 
 // decideAll orders the writes, opens their files, and decides on each.
 func (p *plan) decideAll() error {
-	todo, err := cgfs.Arrange(p.todo, func(controller, file string) (string, error) {
-		return p.readFile(p.places, controller, file, p.name)
-	})
+	todo, err := cgfs.Arrange(p.todo, p.read)
 	if err != nil {
 		return p.kernel(quote(p.name), err)
 	}
@@ -290,7 +317,7 @@ func (p *plan) decideAll() error {
 		}
 		at := p.place(h)
 		if at == nil {
-			return api.Errorf(api.NotFound, "%s %s: the cgroup does not exist in the hierarchy of %s", p.op, p.subject(s.name), h.Name())
+			return p.absent(s, h)
 		}
 		w, err := p.planWrite(at, t.File, t.Value, p.subject(s.name))
 		if err != nil {
@@ -312,7 +339,7 @@ func (c *call) planWrite(at *place, file, value, subject string) (*write, error)
 	}
 	f, o, err := c.file(at, file, cgfs.ForWrite)
 	if errors.Is(err, unix.ENOENT) {
-		return nil, api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name())
+		return nil, c.noSuchKey(at, file, subject).WithCause(err)
 	}
 	if err != nil {
 		return nil, c.kernel(subject, err)
@@ -344,14 +371,21 @@ func (p *plan) remember(w *write) error {
 	return nil
 }
 
-// read is the cgfs.Reader of a request: it reads a control file of the cgroup
-// in question, or, where the cgroup does not exist in that hierarchy, of the
-// nearest one above it that does, if the parties may.
-func (p *plan) read(controller, file string) (string, error) {
+// pendingOr reads what is going to be written, else what is there.
+func (p *plan) pendingOr(controller, file string) (string, error) {
 	if v, ok := p.pending[controller+"/"+file]; ok {
 		return v, nil
 	}
-	return p.readFile(p.places, controller, file, p.name)
+	return p.read(controller, file)
+}
+
+// reader reads control files of the cgroup called name, which is at places, or,
+// where it does not exist in a hierarchy, of the nearest one above it that
+// does, if the parties may.
+func (c *call) reader(places []*place, name string) cgfs.Reader {
+	return func(controller, file string) (string, error) {
+		return c.readFile(places, controller, file, name)
+	}
 }
 
 func (c *call) readFile(places []*place, controller, file, name string) (string, error) {
@@ -382,11 +416,26 @@ func (c *call) readFile(places []*place, controller, file, name string) (string,
 	return strings.TrimRight(string(b), "\n"), err
 }
 
+// noSuchKey is the error for a control file that a cgroup does not have: the
+// kernel does not know it, or its controller was not given to the cgroup.
+func (c *call) noSuchKey(at *place, file, subject string) *api.Error {
+	e := api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name())
+	ctrl := cgfs.ControllerOf(file)
+	if at.h.Version() != cgfs.V2 || !at.h.Has(ctrl) {
+		return e
+	}
+	if given, err := at.dir.Available(); err == nil && !slices.Contains(given, ctrl) {
+		e.Text = c.op + " " + subject + ": the cgroup was not given the controller " + ctrl
+		e.Hint = "on cgroup v2 it has to be enabled in every cgroup above; Create does so where it can"
+	}
+	return e
+}
+
 // value reads a control file if the parties may.
 func (c *call) value(at *place, file, subject string) ([]byte, error) {
 	f, err := at.dir.File(file, cgfs.ForRead)
 	if errors.Is(err, unix.ENOENT) {
-		return nil, api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name()).WithCause(err)
+		return nil, c.noSuchKey(at, file, subject).WithCause(err)
 	}
 	if err != nil {
 		return nil, c.kernel(subject, err)
@@ -441,10 +490,8 @@ func (m *Manager) GetValue(rq *api.Request, name string, keys []string) (_ map[s
 
 func (c *call) get(s setting, places []*place, name string) (string, error) {
 	subject := "key " + quote(s.name) + " of " + quote(name)
-	if s.key != nil {
-		v, err := s.key.Value(c.m.set, func(controller, file string) (string, error) {
-			return c.readFile(places, controller, file, name)
-		})
+	if s.key != nil && s.key.Translated(s.h) {
+		v, err := s.key.Value(c.m.set, c.reader(places, name))
 		if err != nil {
 			return "", c.kernel(subject, err)
 		}

@@ -69,10 +69,14 @@ func TestKeysCanBeSet(t *testing.T) {
 	n := 0
 	for line := range strings.Lines(body) {
 		cells := strings.Split(strings.Trim(line, "|\n"), "|")
-		if len(cells) != 5 { // key, value, v1, v2, documented in
+		if len(cells) != 5 {
 			continue
 		}
-		for _, cell := range cells[2:4] {
+		files := cells[2:4] // key, value, v1, v2, documented in
+		if v := strings.TrimSpace(cells[0]); v == "v1" || v == "v2" {
+			files = cells[2:3] // file of, name, on the other, conversion, source
+		}
+		for _, cell := range files {
 			_, file, _ := strings.Cut(cell, "`")
 			file, rest, ok := strings.Cut(file, "`")
 			if !ok || strings.Contains(rest, "(read only)") {
