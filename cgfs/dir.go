@@ -153,14 +153,22 @@ func (d *Dir) Rmdir(name string) error {
 }
 
 // Children returns the names of the child cgroups, sorted. hidden counts those
-// that cannot be told to anybody: not UTF-8, or with control characters.
+// that cannot be told to anybody: not UTF-8, or with control characters. A
+// hidden leaf is left out.
 func (d *Dir) Children() (names []string, hidden int, err error) {
 	all, err := d.directories()
 	if err != nil {
 		return nil, 0, err
 	}
+	if slices.Contains(all, leafName) {
+		if leaf, err := d.Leaf(); err == nil {
+			_ = leaf.Close()
+			all = slices.DeleteFunc(all, LeafName)
+		}
+	}
+	count := len(all)
 	names = slices.DeleteFunc(all, func(n string) bool { return !presentable(n) })
-	hidden = len(all) - len(names)
+	hidden = count - len(names)
 	slices.Sort(names)
 	return names, hidden, nil
 }
@@ -360,34 +368,6 @@ func (d *Dir) Available() ([]string, error) {
 		return d.h.controllers, nil
 	}
 	return d.words("cgroup.controllers")
-}
-
-// Enable enables v2 controllers for d's children, all or none; those that are
-// enabled already are fine. It returns an error wrapping ErrNoController if
-// one is not available to d, else what the kernel says: EBUSY if d itself has
-// processes. On v1 there is nothing to enable.
-func (d *Dir) Enable(ctrls ...string) error {
-	if d.h.version == V1 {
-		return nil
-	}
-	enabled, err := d.words("cgroup.subtree_control")
-	if err != nil {
-		return err
-	}
-	missing := slices.DeleteFunc(slices.Clone(ctrls), func(c string) bool { return slices.Contains(enabled, c) })
-	if len(missing) == 0 {
-		return nil
-	}
-	available, err := d.words("cgroup.controllers")
-	if err != nil {
-		return err
-	}
-	for _, c := range missing {
-		if !slices.Contains(available, c) {
-			return fmt.Errorf("enable %q: %w", c, ErrNoController)
-		}
-	}
-	return d.write("cgroup.subtree_control", "+"+strings.Join(missing, " +"))
 }
 
 // markPrefix starts the names of our extended attributes. trusted.* is for

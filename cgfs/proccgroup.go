@@ -38,6 +38,16 @@ func (p ProcCgroup) Path(h *Hierarchy) (string, bool) {
 	return "", false
 }
 
+// Cgroup returns the cgroup in h in which the task counts: Path, or if that is
+// a hidden leaf the one above it.
+func (p ProcCgroup) Cgroup(h *Hierarchy) (string, bool) {
+	path, ok := p.Path(h)
+	if !ok {
+		return "", false
+	}
+	return h.Visible(path), true
+}
+
 // AtRoot reports whether it says "/" of some hierarchy of version 1, or of some
 // among hs where those are all of version 1. The kernel says so also of a task
 // that has begun to exit, wherever it was.

@@ -92,3 +92,15 @@ func (d *Dir) directories() ([]string, error) {
 	}
 	return d.entries(unix.DT_DIR)
 }
+
+// Kill kills every task in the cgroup and below, those that fork meanwhile
+// included (cgroup-v2.rst, cgroup.kill, since Linux 5.14). It returns an error
+// wrapping ErrUnsupported where there is no such file, and the kernel's for a
+// threaded cgroup.
+func (d *Dir) Kill() error {
+	err := d.write("cgroup.kill", "1")
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("kill: %w", ErrUnsupported)
+	}
+	return err
+}

@@ -40,7 +40,9 @@ func (m *Manager) Create(rq *api.Request, name string, controllers []string, val
 	}
 	var plans []*creation
 	for _, h := range hs {
-		p, err := c.planCreate(h, join(c.r().own(h), name), quote(name))
+		n := c.needs(h, controllers)
+		n.must = append(n.must, set.controllers(h)...)
+		p, err := c.planCreate(h, join(c.r().own(h), name), quote(name), n)
 		if err != nil {
 			return false, err
 		}
@@ -51,7 +53,6 @@ func (m *Manager) Create(rq *api.Request, name string, controllers []string, val
 	created := false
 	places := make([]*place, 0, len(plans))
 	for _, p := range plans {
-		p.enable = set.controllers(p.at.h)
 		made, err := c.create(p, &u)
 		if err != nil {
 			return false, err
@@ -74,12 +75,14 @@ type creation struct {
 	name     string // the caller's own
 	subject  string // name, with the hierarchy
 	decision privcheck.Decision
-	// enable names v2 controllers that the new cgroup needs.
-	enable []string
+	// enable is for the directories that exist; those that are made on the way
+	// give must, and may as far as they can.
+	enable    []*enabling
+	must, may []string
 }
 
 // planCreate gathers and decides; it changes nothing.
-func (c *call) planCreate(h *cgfs.Hierarchy, path, name string) (*creation, error) {
+func (c *call) planCreate(h *cgfs.Hierarchy, path, name string, n needs) (*creation, error) {
 	subject := in(name, h)
 	if c.r().own(h) == "" {
 		return nil, api.Errorf(api.Denied, "%s %s: you have no cgroup in this hierarchy", c.op, subject)
@@ -108,7 +111,9 @@ func (c *call) planCreate(h *cgfs.Hierarchy, path, name string) (*creation, erro
 	if err != nil {
 		return nil, err
 	}
-	return &creation{at: at, missing: missing, name: name, subject: subject, decision: d}, nil
+	p := &creation{at: at, missing: missing, name: name, subject: subject, decision: d, must: n.must}
+	p.enable, p.may, err = c.planEnable(h, path, subject, n)
+	return p, err
 }
 
 // create makes what is missing. Afterwards p.at is the cgroup itself.
@@ -117,7 +122,7 @@ func (c *call) create(p *creation, u *undo) (bool, error) {
 		return false, api.Errorf(api.Denied, "%s %s: not decided", c.op, p.subject)
 	}
 	if p.missing == "" {
-		return false, nil
+		return false, c.enable(p.enable, p.subject)
 	}
 	r := c.r().r
 	names := strings.Split(p.missing, "/")
@@ -135,13 +140,14 @@ func (c *call) create(p *creation, u *undo) (bool, error) {
 		return false, err
 	}
 	u.add(release)
+	if err := c.enable(p.enable, p.subject); err != nil {
+		return false, err
+	}
 	for i, name := range names {
-		if len(p.enable) > 0 && p.at.h.Version() == cgfs.V2 {
-			// As far as the kernel lets: where a cgroup with tasks of its own
-			// is in the way, the values that need the controller say so. Never
-			// undone: the limits of a cgroup that somebody else has made here
-			// meanwhile would go with the controller.
-			_ = p.at.dir.Enable(p.enable...)
+		if i > 0 {
+			if err := enable(p.at.dir, p.must, p.may); err != nil {
+				return false, c.kernel("controllers for "+p.subject, err)
+			}
 		}
 		child, err := p.at.dir.Mkdir(name, r.UID, r.GID)
 		if errors.Is(err, unix.EEXIST) && i < len(names)-1 {
@@ -150,6 +156,9 @@ func (c *call) create(p *creation, u *undo) (bool, error) {
 		}
 		if errors.Is(err, unix.EEXIST) {
 			return false, api.Errorf(api.Exists, "%s %s: it was made by somebody else just now", c.op, p.subject)
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			return false, api.Errorf(api.Limit, "%s %s: a cgroup above it may have no more cgroups, or levels of them, below it (cgroup.max.descendants, cgroup.max.depth)", c.op, p.subject)
 		}
 		if err != nil {
 			return false, c.kernel(p.subject, err)

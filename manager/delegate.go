@@ -34,11 +34,10 @@ func (m *Manager) Delegate(rq *api.Request, name string, controllers []string) (
 	}
 	var plans []*creation
 	for _, h := range hs {
-		p, err := c.planCreate(h, join(c.r().own(h), name), quote(name))
+		p, err := c.planCreate(h, join(c.r().own(h), name), quote(name), c.needs(h, controllers))
 		if err != nil {
 			return "", err
 		}
-		p.enable = c.enables(h, controllers)
 		if p.missing == "" {
 			if _, err := c.planDelegate(p); err != nil {
 				return "", err
@@ -84,21 +83,6 @@ func (c *call) delegable(name string, controllers []string) ([]*cgfs.Hierarchy, 
 	return hs, nil
 }
 
-// enables returns what has to be enabled for the children of a cgroup of h so
-// that they have those of the named controllers that are h's.
-func (c *call) enables(h *cgfs.Hierarchy, controllers []string) []string {
-	var out []string
-	for _, name := range controllers {
-		if of, _ := c.m.set.ByController(name); of != h {
-			continue
-		}
-		if ctrl := h.Enables(name); ctrl != "" && !slices.Contains(out, ctrl) {
-			out = append(out, ctrl)
-		}
-	}
-	return out
-}
-
 // shown is the path of the cgroup called name as the requestor's own cgroup
 // namespace shows it.
 func (c *call) shown(h *cgfs.Hierarchy, name string) (string, error) {
@@ -110,6 +94,9 @@ func (c *call) shown(h *cgfs.Hierarchy, name string) (string, error) {
 		}
 	}
 	own, ok := cgroups.Path(h)
+	if from, _ := c.r().cgroups.Path(h); ok && from != h.Visible(from) {
+		own, ok = parent(own), own != "/" // it is in a hidden leaf
+	}
 	if !ok {
 		return "", api.Errorf(api.Unsupported, "%s %q: your own cgroup is not within your cgroup namespace", c.op, name).
 			WithHint("whoever entered a container's namespaces has to enter its cgroup, too")
@@ -196,20 +183,13 @@ func (c *call) delegate(p *creation, plan *delegation, u *undo) error {
 // passOn enables the controllers for what is going to be below the cgroup: the
 // named ones, or all that it has.
 func (c *call) passOn(p *creation) error {
-	if len(p.enable) > 0 {
-		if err := p.at.dir.Enable(p.enable...); err != nil {
-			return c.kernel(p.subject, err)
-		}
-		return nil
-	}
 	have, err := p.at.dir.Available()
+	if err == nil {
+		may := slices.DeleteFunc(have, func(s string) bool { return !slices.Contains(p.may, s) })
+		err = enable(p.at.dir, p.must, may)
+	}
 	if err != nil {
 		return c.kernel(p.subject, err)
-	}
-	for _, ctrl := range have {
-		// One that the kernel does not give is not there for the runtimes
-		// below, which look at cgroup.controllers.
-		_ = p.at.dir.Enable(ctrl)
 	}
 	return nil
 }

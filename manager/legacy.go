@@ -155,7 +155,11 @@ func (m *Manager) Create0(rq *api.Request, controller, cgroup string) (_ api.Exi
 		if err != nil {
 			return err
 		}
-		p, err := c.planCreate(h, path, quote(cgroup))
+		var named []string
+		if controller != "all" {
+			named = strings.Split(controller, ",")
+		}
+		p, err := c.planCreate(h, path, quote(cgroup), c.needs(h, named))
 		if err != nil {
 			return err
 		}
@@ -170,7 +174,6 @@ func (m *Manager) Create0(rq *api.Request, controller, cgroup string) (_ api.Exi
 	var u undo
 	defer u.run()
 	for _, p := range plans {
-		p.enable = p.at.h.Controllers()
 		if _, err := c.create(p, &u); isKind(err, api.Exists) {
 			existed = api.DidExist // somebody else was faster
 		} else if err != nil {
@@ -455,7 +458,7 @@ func (c *call) pidCgroup(controller string, v *victim, from func(*party, *cgfs.H
 	}); err != nil {
 		return nil, "", err
 	}
-	path, _ := v.members[0].Cgroups.Path(h)
+	path, _ := v.members[0].Cgroups.Cgroup(h)
 	return h, path, nil
 }
 
@@ -793,6 +796,9 @@ func (c *call) prune(r *removal) error {
 	err := r.at.dir.Walk(func(d *cgfs.Dir) error {
 		err := r.prunable(d)
 		if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY) {
+			if leaf, err := d.IsLeaf(); err != nil || leaf {
+				return err // it goes with the one above
+			}
 			return c.m.reaper.mark(d)
 		}
 		return err

@@ -128,11 +128,26 @@ func (c *call) tasks(places []*place, file, subject string) ([]int32, error) {
 	return append(all[:zeros:zeros], slices.Compact(all[zeros:])...), nil
 }
 
+// members returns the tasks in d, those in its hidden leaf included.
 func members(d *cgfs.Dir, h *cgfs.Hierarchy, file string) ([]int32, error) {
+	list := (*cgfs.Dir).Threads
 	if h.FileName(file) == "cgroup.procs" {
-		return d.Procs()
+		list = (*cgfs.Dir).Procs
 	}
-	return d.Threads()
+	pids, err := list(d)
+	if err != nil {
+		return nil, err
+	}
+	leaf, err := d.Leaf()
+	if errors.Is(err, unix.ENOENT) {
+		return pids, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer leaf.Close()
+	more, err := list(leaf)
+	return append(pids, more...), err
 }
 
 // translate turns the daemon's pids into the requestor's, sorted, and counts

@@ -159,7 +159,7 @@ func (p *party) own(h *cgfs.Hierarchy) string {
 }
 
 func (p *party) findOwn(h *cgfs.Hierarchy) string {
-	path, ok := p.cgroups.Path(h)
+	path, ok := p.cgroups.Cgroup(h)
 	if !ok {
 		return ""
 	}

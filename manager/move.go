@@ -127,7 +127,7 @@ func (c *call) gather(v *victim, hs ...*cgfs.Hierarchy) error {
 // task is the i-th thread of v as a party sees it in h.
 func (*call) task(v *victim, i int, h *cgfs.Hierarchy, who *party) privcheck.Task {
 	t := v.tasks[i]
-	t.Cgroup, _ = v.members[i].Cgroups.Path(h)
+	t.Cgroup, _ = v.members[i].Cgroups.Cgroup(h)
 	t.Visible = v.visible[who]
 	return t
 }
@@ -150,7 +150,7 @@ func (c *call) moveDecision(v *victim, dst *place) (privcheck.Decision, error) {
 	var commonTasks privcheck.Object
 	from := ""
 	for i := range v.members {
-		at, _ := v.members[i].Cgroups.Path(dst.h)
+		at, _ := v.members[i].Cgroups.Cgroup(dst.h)
 		if i > 0 && at == from && v.members[i].UIDs == v.members[i-1].UIDs {
 			continue // the same facts as of the thread before it
 		}
@@ -201,7 +201,6 @@ func (c *call) ancestor(h *cgfs.Hierarchy, path string) (*place, privcheck.Objec
 type step struct {
 	dst      *place
 	file     *cgfs.File
-	id       string
 	decision privcheck.Decision
 }
 
@@ -235,7 +234,7 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 		if err != nil {
 			return c.kernel(in(v.subject, dst.h), err)
 		}
-		steps = append(steps, step{dst: dst, file: f, id: strconv.Itoa(int(v.ID())), decision: d})
+		steps = append(steps, step{dst: dst, file: f, decision: d})
 	}
 	// One move of a process at a time: between the last look at where it is and
 	// the move nobody else who asks the daemon puts it into a jail.
@@ -260,7 +259,7 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 		c.done(v.subject, steps[i].dst.h, steps[i].decision)
 		c.m.reaper.filled(steps[i].dst.h, steps[i].dst.path)
 		for _, m := range v.members {
-			if from, ok := m.Cgroups.Path(steps[i].dst.h); ok {
+			if from, ok := m.Cgroups.Cgroup(steps[i].dst.h); ok {
 				c.m.reaper.left(steps[i].dst.h, from)
 			}
 		}
@@ -282,7 +281,7 @@ func (c *call) unmoved(v *victim, steps []step, hs []*cgfs.Hierarchy) error {
 			b = binary.NativeEndian.AppendUint32(b, uid)
 		}
 		for i := range steps {
-			at, _ := m.Cgroups.Path(steps[i].dst.h)
+			at, _ := m.Cgroups.Cgroup(steps[i].dst.h)
 			b = append(append(b, at...), 0)
 		}
 		return string(b)
@@ -323,7 +322,7 @@ func (c *call) act(v *victim, s *step) error {
 	if !s.decision.Allowed() {
 		return api.Errorf(api.Denied, "%s %s: not decided", c.op, v.subject)
 	}
-	return s.file.Write(s.id)
+	return s.dst.dir.Enter(s.file, v.ID())
 }
 
 // verify checks that what was moved is what was decided upon.
@@ -371,15 +370,15 @@ func (c *call) putBack(v *victim, steps []step) {
 }
 
 func (c *call) putBackVictim(v *victim, h *cgfs.Hierarchy) {
-	from, ok := v.members[0].Cgroups.Path(h)
+	from, ok := v.members[0].Cgroups.Cgroup(h)
 	if !ok {
 		return
 	}
 	for _, m := range v.members[1:] {
-		if at, _ := m.Cgroups.Path(h); at != from {
+		if at, _ := m.Cgroups.Cgroup(h); at != from {
 			// Its threads were spread over several cgroups.
 			for _, m := range v.members {
-				if at, ok := m.Cgroups.Path(h); ok {
+				if at, ok := m.Cgroups.Cgroup(h); ok {
 					c.restore(h, at, h.TasksFile(), m.TID)
 				}
 			}
@@ -398,14 +397,14 @@ func (c *call) putBackStranger(t *identity.Task, s *step) {
 	if err != nil {
 		return
 	}
-	if at, ok := cg.Path(s.dst.h); !ok || at != s.dst.path {
+	if at, ok := cg.Cgroup(s.dst.h); !ok || at != s.dst.path {
 		return
 	}
 	from, err := t.ParentCgroups()
 	if err != nil {
 		return
 	}
-	if path, ok := from.Path(s.dst.h); ok && path != s.dst.path {
+	if path, ok := from.Cgroup(s.dst.h); ok && path != s.dst.path {
 		c.restore(s.dst.h, path, "cgroup.procs", t.ID())
 	}
 }
@@ -417,7 +416,7 @@ func (c *call) restore(h *cgfs.Hierarchy, path, file string, id int32) {
 		defer dir.Close()
 		var f *cgfs.File
 		if f, err = dir.File(file, cgfs.ForWrite); err == nil {
-			err = f.Write(strconv.Itoa(int(id)))
+			err = dir.Enter(f, id)
 			_ = f.Close()
 		}
 	}

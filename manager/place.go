@@ -281,6 +281,9 @@ func (c *call) checkName(name string) error {
 	if err := cgfs.ValidName(name); err != nil {
 		return api.Errorf(api.Invalid, "%s %q: %v", c.op, name, err)
 	}
+	if slices.ContainsFunc(strings.Split(name, "/"), cgfs.LeafName) {
+		return api.Errorf(api.Invalid, "%s %q: the name is kept for the daemon's own use", c.op, name)
+	}
 	return nil
 }
 

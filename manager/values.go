@@ -169,6 +169,11 @@ func (c *call) setValues(set *settings, places []*place, read cgfs.Reader, u *un
 	if len(set.all) == 0 {
 		return nil
 	}
+	for _, at := range places {
+		if err := c.give(at, set.controllers(at.h), in(quote(set.name), at.h)); err != nil {
+			return err
+		}
+	}
 	plan := newPlan(c, set, places, read)
 	for _, s := range set.all {
 		if err := plan.add(s); err != nil {

@@ -1,0 +1,335 @@
+package cgfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A cgroup of v2 that has processes cannot give domain controllers to its
+// children (cgroup-v2.rst, "No Internal Process Constraint"). Dividing it moves
+// its processes into one child, the hidden leaf, which is not told of: who is in
+// the leaf counts as in the cgroup above it. The name only saves looking at
+// every cgroup; a leaf is what has the mark, which nobody but the host's root
+// can set. Its directory is root's, so that nothing is made below it.
+const (
+	leafName = ".cgmanager-leaf"
+	leafMark = "leaf"
+)
+
+// LeafName reports whether a component of a path is kept for hidden leaves.
+func LeafName(component string) bool { return component == leafName }
+
+// IsLeaf reports whether d is a hidden leaf.
+func (d *Dir) IsLeaf() (bool, error) {
+	if d.h.version == V1 || !strings.HasSuffix(d.path, "/"+leafName) {
+		return false, nil
+	}
+	_, ok, err := d.Mark(leafMark)
+	return ok, err
+}
+
+// Leaf opens d's hidden leaf. It returns an error wrapping fs.ErrNotExist if
+// there is none.
+func (d *Dir) Leaf() (*Dir, error) {
+	if d.h.version == V1 {
+		return nil, &os.PathError{Op: "open", Path: "leaf", Err: unix.ENOENT}
+	}
+	leaf, err := d.Open(leafName)
+	if err != nil {
+		return nil, err
+	}
+	ok, err := leaf.IsLeaf()
+	if err == nil && !ok {
+		err = &os.PathError{Op: "open", Path: "leaf", Err: unix.ENOENT}
+	}
+	if err != nil {
+		_ = leaf.Close()
+		return nil, err
+	}
+	return leaf, nil
+}
+
+// Visible returns the cgroup in which a task counts that the kernel says is in
+// path: of a hidden leaf, the one above.
+func (h *Hierarchy) Visible(path string) string {
+	above, ok := strings.CutSuffix(path, "/"+leafName)
+	if !ok || h.version == V1 {
+		return path
+	}
+	d, err := h.Open(path)
+	if err != nil {
+		return path // gone, and nothing is done there any more
+	}
+	defer d.Close()
+	if ok, err := d.IsLeaf(); err != nil || !ok {
+		return path
+	}
+	if above == "" {
+		return "/"
+	}
+	return above
+}
+
+// MakeLeaf opens d's hidden leaf, and makes it where there is none. Whoever may
+// put tasks into d may put them into the leaf, and whoever may freeze or limit d
+// may do the same to the leaf: its files belong to the owners of d's.
+func (d *Dir) MakeLeaf() (*Dir, error) {
+	leaf, err := d.Leaf()
+	if !errors.Is(err, fs.ErrNotExist) {
+		return leaf, err
+	}
+	leaf, err = d.Mkdir(leafName, 0, 0)
+	if errors.Is(err, unix.EEXIST) {
+		leaf, err = d.adoptLeaf()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err = leaf.SetMark(leafMark, "1"); err == nil {
+		err = leaf.mirror(d)
+	}
+	if err != nil {
+		_ = leaf.Close()
+		return nil, err
+	}
+	return leaf, nil
+}
+
+// adoptLeaf opens what has the leaf's name. It becomes the leaf if it is root's
+// and has no children: one that was made a moment ago by somebody who did not
+// get to mark it. Another's is not taken over, because who owns its files could
+// freeze and kill those who are put there.
+func (d *Dir) adoptLeaf() (*Dir, error) {
+	leaf, err := d.Open(leafName)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(leaf.fd, &st); err == nil && (st.Uid != 0 || st.Gid != 0 || st.Nlink != 2) {
+		err = &os.PathError{Op: "mkdir", Path: leafName, Err: unix.EEXIST}
+	}
+	if err != nil {
+		_ = leaf.Close()
+		return nil, err
+	}
+	return leaf, nil
+}
+
+// mirror gives each of the leaf's files to the owner of its parent's.
+func (d *Dir) mirror(parent *Dir) error {
+	names, err := d.Files()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		a, err := parent.FileAttr(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the controller is given to the children, not to the parent
+		}
+		if err != nil {
+			return err
+		}
+		if err := d.setFileOwner(name, a.UID, a.GID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setFileOwner gives a file to somebody, who may have it already.
+func (d *Dir) setFileOwner(name string, uid, gid uint32) error {
+	a, err := d.FileAttr(name)
+	if err != nil || a.UID == uid && a.GID == gid {
+		return gone(err)
+	}
+	f, err := d.File(name, ForFacts)
+	if err != nil {
+		return gone(err)
+	}
+	defer f.Close()
+	return f.SetOwner(uid, gid)
+}
+
+// Enable gives v2 controllers to d's children, all or none; those that they
+// have already are fine. Where d itself has processes, these move into its
+// hidden leaf, none lost or left behind however they fork. The new files in the
+// children belong to whoever owns the limits there are. It returns an error
+// wrapping ErrNoController if one of the controllers is not available to d,
+// else what the kernel says. On v1 there is nothing to enable.
+func (d *Dir) Enable(ctrls ...string) error {
+	missing, err := d.Missing(ctrls...)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	available, err := d.Available()
+	if err != nil {
+		return err
+	}
+	for _, c := range missing {
+		if !slices.Contains(available, c) {
+			return fmt.Errorf("enable %q: %w", c, ErrNoController)
+		}
+	}
+	enable := func() error {
+		return d.write("cgroup.subtree_control", "+"+strings.Join(missing, " +"))
+	}
+	if err = enable(); errors.Is(err, unix.EBUSY) {
+		err = d.divide(enable)
+	}
+	if err != nil {
+		return err
+	}
+	return d.handOver(missing)
+}
+
+// Missing returns which of the controllers d does not give to its children.
+func (d *Dir) Missing(ctrls ...string) ([]string, error) {
+	if d.h.version == V1 || len(ctrls) == 0 {
+		return nil, nil
+	}
+	enabled, err := d.words("cgroup.subtree_control")
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(ctrls), func(c string) bool { return slices.Contains(enabled, c) }), nil
+}
+
+// handOver gives the files of controllers that were enabled just now to those
+// who own the other limits in the child: the owner of cgroup.freeze, which is
+// never delegated (or of cgroup.procs, for what is).
+func (d *Dir) handOver(ctrls []string) error {
+	children, err := d.directories()
+	if err != nil {
+		return err
+	}
+	for _, name := range children {
+		c, err := d.Open(name)
+		if err == nil {
+			err = c.receive(ctrls)
+			_ = c.Close()
+		}
+		if gone(err) != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Dir) receive(ctrls []string) error {
+	limits, err := d.FileAttr("cgroup.freeze")
+	if err != nil {
+		return err
+	}
+	tasks, err := d.FileAttr("cgroup.procs")
+	if err != nil {
+		return err
+	}
+	if limits.UID|limits.GID|tasks.UID|tasks.GID == 0 {
+		return nil // all of it is root's, as new files are
+	}
+	files, err := d.Files()
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if !slices.Contains(ctrls, ControllerOf(file)) {
+			continue
+		}
+		a := limits
+		if slices.Contains(d.h.delegation, file) {
+			a = tasks
+		}
+		if err := d.setFileOwner(file, a.UID, a.GID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Bounds of dividing. Where some are left after the first round they are
+// frozen: what is frozen can be moved, and does not fork.
+const (
+	divideDeadline = 10 * time.Second
+	divideRunning  = 1
+)
+
+// divide moves d's processes into its hidden leaf until enable succeeds. A
+// child is born where its parent is, so the processes in d can only be children
+// of those that are.
+func (d *Dir) divide(enable func() error) (err error) {
+	leaf, err := d.MakeLeaf()
+	if err != nil {
+		return err
+	}
+	defer leaf.Close()
+	into, err := leaf.File("cgroup.procs", ForWrite)
+	if err != nil {
+		return err
+	}
+	defer into.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), divideDeadline)
+	defer cancel()
+	for round := 0; ; round++ {
+		if round == divideRunning {
+			if was, err := d.Frozen(); err != nil || was {
+				continue
+			}
+			defer func() { err = errors.Join(err, gone(d.Thaw())) }()
+			short, end := context.WithTimeout(ctx, divideDeadline/5)
+			// One that does not stop does not fork either.
+			if err := d.Freeze(short); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+				end()
+				return err
+			}
+			end()
+		}
+		if err := d.empty(into); err != nil {
+			return err
+		}
+		if err := enable(); !errors.Is(err, unix.EBUSY) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// Enter moves a task by its number, which it writes to f, d's file of tasks. A
+// process goes into d's hidden leaf where d is divided.
+func (d *Dir) Enter(f *File, id int32) error {
+	number := strconv.Itoa(int(id))
+	err := f.Write(number)
+	if !errors.Is(err, unix.EBUSY) || d.h.version == V1 || f.Name() != "cgroup.procs" {
+		return err
+	}
+	leaf, err := d.MakeLeaf()
+	if err != nil {
+		return err
+	}
+	defer leaf.Close()
+	return leaf.write("cgroup.procs", number)
+}
+
+// empty moves each process that is in d.
+func (d *Dir) empty(into *File) error {
+	pids, err := d.Procs()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if pid <= 0 {
+			return &os.PathError{Op: "divide", Path: "cgroup.procs", Err: unix.EBUSY} // outside the daemon's pid namespace
+		}
+		if err := into.Write(strconv.Itoa(int(pid))); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
