@@ -168,7 +168,7 @@ func private(t *testing.T, f func()) {
 // What an outsider could reach through /proc is the daemon's own affair: the
 // mounts are attached nowhere.
 func TestKernelDetached(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.Require(t, cgtest.Root)
 	cgtest.NoLeaks(t)
 	before, err := os.ReadFile("/proc/self/mountinfo")
 	check(t, err)

@@ -70,17 +70,34 @@ type place struct {
 
 // each runs a test on every kind of hierarchy that this machine has.
 func each(t *testing.T, f func(t *testing.T, p place)) {
-	for _, c := range []string{"memory", "freezer", "cpuset", "unified"} {
+	cgtest.Require(t, cgtest.Root)
+	for _, c := range kinds(t) {
 		t.Run(c, func(t *testing.T) {
-			if c == "unified" {
-				cgtest.Require(t, cgtest.Root, cgtest.V2)
-			} else {
-				cgtest.Require(t, cgtest.Root, cgtest.V1)
-			}
 			cgtest.NoLeaks(t)
 			f(t, newPlace(t, open(t, Options{}), c))
 		})
 	}
+}
+
+// kinds names a controller of each kind of hierarchy that this machine has.
+func kinds(t *testing.T) []string {
+	t.Helper()
+	s, err := Open(Options{})
+	check(t, err)
+	defer s.Close()
+	var have []string
+	for _, c := range []string{"memory", "freezer", "cpuset"} {
+		if h, ok := s.ByController(c); ok && h.Version() == V1 {
+			have = append(have, c)
+		}
+	}
+	if _, ok := s.Unified(); ok {
+		have = append(have, "unified")
+	}
+	if len(have) == 0 {
+		t.Fatal("no cgroups are mounted")
+	}
+	return have
 }
 
 func newPlace(t testing.TB, s *Set, controller string) place {
@@ -117,12 +134,19 @@ func mkdir(t testing.TB, d *Dir, name string) *Dir {
 }
 
 func TestKernelDiscovery(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.V2)
+	cgtest.Require(t, cgtest.Root)
 	cgtest.NoLeaks(t)
 	s := open(t, Options{})
 	hs := s.Hierarchies()
-	if last := hs[len(hs)-1]; last.Version() != V2 || last.Name() != "unified" || last.TasksFile() != "cgroup.procs" {
-		t.Errorf("last is %s, version %d, tasks in %s", last.Name(), last.Version(), last.TasksFile())
+	unified := slices.Contains(kinds(t), "unified")
+	for i, h := range hs {
+		want := "tasks"
+		if last := i == len(hs)-1; last && unified {
+			want = "cgroup.procs"
+		}
+		if v2 := want == "cgroup.procs"; h.TasksFile() != want || v2 != (h.Version() == V2) || v2 != (h.Name() == "unified") {
+			t.Errorf("hierarchy %d of %d is %s, version %d, tasks in %s", i+1, len(hs), h.Name(), h.Version(), h.TasksFile())
+		}
 	}
 	for _, c := range s.Controllers() {
 		h, ok := s.ByController(c)
@@ -159,7 +183,7 @@ func TestKernelDiscovery(t *testing.T) {
 			t.Errorf("%s is there, though skipped", c)
 		}
 	}
-	if _, ok := less.Unified(); !ok {
+	if _, ok := less.Unified(); ok != unified {
 		t.Error("a skipped controller took all of v2 with it")
 	}
 	none := open(t, Options{Skip: []string{"unified"}})
@@ -169,11 +193,11 @@ func TestKernelDiscovery(t *testing.T) {
 }
 
 func TestKernelMount(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.V2)
+	cgtest.Require(t, cgtest.Root)
 	cgtest.NoLeaks(t)
 	token := "name=cgmtest." + strconv.Itoa(os.Getpid())
 	cgtest.Discard(t, token)
-	s, err := Open(Options{Mount: []string{token, "memory"}})
+	s, err := Open(Options{Mount: []string{token}})
 	check(t, err)
 	defer s.Close()
 	h := find(t, s, token)
@@ -198,17 +222,26 @@ func TestKernelMount(t *testing.T) {
 	check(t, c.Close())
 	check(t, root.Rmdir("cgmtest-x"))
 
-	for _, bad := range []string{"hugetlb", "nosuch", "name=", "name=a b"} {
+	for _, bad := range []string{"nosuch", "name=", "name=a b"} {
 		s, err := Open(Options{Mount: []string{bad}})
 		if err == nil {
 			_ = s.Close()
 			t.Errorf("Mount %q: no error", bad)
 		}
 	}
-	// Not even with v2 out of sight.
-	if s, err := Open(Options{Skip: []string{"unified"}, Mount: []string{"hugetlb"}}); err == nil {
-		_ = s.Close()
-		t.Error("hugetlb was taken from v2")
+	for _, h := range again.Hierarchies() {
+		for _, c := range h.Controllers() {
+			// Not even with v2 out of sight.
+			for _, o := range []Options{{Mount: []string{c}}, {Mount: []string{c}, Skip: []string{"unified"}}} {
+				s, err := Open(o)
+				if err == nil {
+					check(t, s.Close())
+				}
+				if (err != nil) != (h.Version() == V2) {
+					t.Errorf("Mount %q, which v%d has: got %v", c, h.Version(), err)
+				}
+			}
+		}
 	}
 }
 
@@ -634,69 +667,96 @@ func TestKernelFreeze(t *testing.T) {
 // Freeze returns when all have stopped, not before. A task that computes takes
 // its time.
 func TestKernelFreezeWaits(t *testing.T) {
-	for _, c := range []struct{ controller, file, stopped string }{
-		{"freezer", "freezer.state", "FROZEN"},
-		{"unified", "cgroup.events", "frozen 1"},
-	} {
-		t.Run(c.controller, func(t *testing.T) {
-			cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.V2)
-			cgtest.NoLeaks(t)
-			p := newPlace(t, open(t, Options{}), c.controller)
-			for range 4 {
-				check(t, p.dir.write(p.h.TasksFile(), strconv.Itoa(cgtest.Child(t, "sh", "-c", "while :; do :; done"))))
+	each(t, func(t *testing.T, p place) {
+		file, stopped := "freezer.state", "FROZEN"
+		if p.h.Version() == V2 {
+			file, stopped = "cgroup.events", "frozen 1"
+		}
+		if !p.dir.CanFreeze() {
+			return
+		}
+		for range 4 {
+			check(t, p.dir.write(p.h.TasksFile(), strconv.Itoa(cgtest.Child(t, "sh", "-c", "while :; do :; done"))))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), cgtest.Patience(10*time.Second))
+		defer cancel()
+		for range 20 {
+			check(t, p.dir.Freeze(ctx))
+			b, err := p.dir.read(file, 100)
+			if err != nil || !strings.Contains(string(b), stopped) {
+				t.Fatalf("after Freeze %s reads %q, %v", file, b, err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			defer cancel()
-			for range 20 {
-				check(t, p.dir.Freeze(ctx))
-				b, err := p.dir.read(c.file, 100)
-				if err != nil || !strings.Contains(string(b), c.stopped) {
-					t.Fatalf("after Freeze %s reads %q, %v", c.file, b, err)
-				}
-				check(t, p.dir.Thaw())
-				time.Sleep(time.Millisecond)
-			}
-		})
-	}
+			check(t, p.dir.Thaw())
+			time.Sleep(time.Millisecond)
+		}
+	})
 }
 
 // A context that has ended freezes nobody.
 func TestKernelFreezeLate(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V2)
-	cgtest.NoLeaks(t)
-	p := newPlace(t, open(t, Options{}), "unified")
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	wantErr(t, "freeze", p.dir.Freeze(ctx), context.Canceled)
-	if frozen, err := p.dir.Frozen(); err != nil || frozen {
-		t.Errorf("frozen %v, %v", frozen, err)
-	}
+	each(t, func(t *testing.T, p place) {
+		if !p.dir.CanFreeze() {
+			return
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		wantErr(t, "freeze", p.dir.Freeze(ctx), context.Canceled)
+		if frozen, err := p.dir.Frozen(); err != nil || frozen {
+			t.Errorf("frozen %v, %v", frozen, err)
+		}
+	})
 }
 
+// What v2 has can be enabled, again too, and shows in the children.
 func TestKernelEnable(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.V2)
+	cgtest.Require(t, cgtest.Root, cgtest.V2)
 	cgtest.NoLeaks(t)
 	s := open(t, Options{})
 	p := newPlace(t, s, "unified")
-	available, err := p.dir.Available()
+	wantErr(t, "enable what is none", p.dir.Enable("nosuch"), ErrNoController)
+	root, err := p.h.Open("/")
 	check(t, err)
-	wantErr(t, "enable memory, which v1 has", p.dir.Enable("memory"), ErrNoController)
-	if !slices.Contains(available, "hugetlb") {
-		wantErr(t, "enable hugetlb", p.dir.Enable("hugetlb"), ErrNoController)
-	} else {
-		check(t, p.dir.Enable("hugetlb"))
-		check(t, p.dir.Enable("hugetlb"))
-		if v := p.read(t, "cgroup.subtree_control"); v != "hugetlb" {
-			t.Errorf("enabled: %q", v)
+	defer root.Close()
+	available, err := root.Available()
+	check(t, err)
+	for _, c := range p.h.Controllers() {
+		if !slices.Contains(available, c) {
+			t.Errorf("%s is listed, the root has %q", c, available)
 		}
 	}
-	m := newPlace(t, s, "memory")
-	check(t, m.dir.Enable("memory"))
+	enabled, err := p.dir.Available() // by whoever runs this machine
+	check(t, err)
+	for _, c := range available {
+		if !slices.Contains(enabled, c) {
+			wantErr(t, "enable "+c+", which its parent did not", p.dir.Enable(c), ErrNoController)
+		}
+		check(t, root.Enable(c))
+		check(t, p.dir.Enable(c))
+		check(t, p.dir.Enable(c))
+		if !slices.Contains(strings.Fields(p.read(t, "cgroup.subtree_control")), c) {
+			t.Errorf("%s is not enabled", c)
+		}
+		_, err = p.dir.Mkdir(c+".x", 0, 0)
+		wantErr(t, "a control file's name", err, ErrName)
+	}
 	_, err = p.dir.Mkdir("cgroup.x", 0, 0)
 	wantErr(t, "a control file's name", err, ErrName)
-	_, err = p.dir.Mkdir("hugetlb.2MB.max", 0, 0)
-	wantErr(t, "a control file's name", err, ErrName)
-	mkdir(t, m.dir, "hugetlb.2MB.max")
+	for _, h := range s.Hierarchies() {
+		if h.Version() == V1 && !h.Named() {
+			c := h.Controllers()[0]
+			wantErr(t, "enable "+c+", which v1 has", p.dir.Enable(c), ErrNoController)
+			mkdir(t, p.dir, c+".x")
+		}
+	}
+}
+
+// On v1 there is nothing to enable, and no name is a control file's.
+func TestKernelEnableV1(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.NoLeaks(t)
+	m := newPlace(t, open(t, Options{}), "memory")
+	check(t, m.dir.Enable("memory"))
+	mkdir(t, m.dir, "memory.max")
 }
 
 // A list of more than a page, of a process with more threads than that.
@@ -712,9 +772,12 @@ func TestKernelManyTasks(t *testing.T) {
 		time.Sleep(time.Minute)
 		return
 	}
-	for _, controller := range []string{"memory", "unified"} {
+	cgtest.Require(t, cgtest.Root)
+	for _, controller := range kinds(t) {
+		if controller == "cpuset" || controller == "freezer" {
+			continue // v1 once is enough
+		}
 		t.Run(controller, func(t *testing.T) {
-			cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.V2)
 			cgtest.NoLeaks(t)
 			p := newPlace(t, open(t, Options{}), controller)
 			pid := cgtest.Child(t, "/usr/bin/env", "CGM_TEST_THREADS=1", "/proc/"+strconv.Itoa(os.Getpid())+"/exe", "-test.run=^TestKernelManyTasks$")

@@ -18,7 +18,7 @@ func BenchmarkKernel(b *testing.B) {
 	m := newManager(b)
 	rq := self(b, m)
 	name := "cgmtest-bench-" + strconv.Itoa(os.Getpid())
-	dir := filepath.Join(own(b, "memory"), name)
+	dir := filepath.Join(cgtest.Own(b, "memory"), name)
 	for _, d := range []string{"", "x", "y"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			b.Fatal(err)

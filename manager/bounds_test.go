@@ -15,7 +15,7 @@ import (
 // What one request makes the daemon hold is bounded, however many keys fit into
 // a message.
 func TestKernelManyKeys(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
 	rq := self(t, m)
 	n := name(t)
@@ -41,11 +41,11 @@ func TestKernelManyKeys(t *testing.T) {
 
 // Each level of a walk holds a descriptor.
 func TestKernelDeepTree(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
 	rq := self(t, m)
 	n := name(t)
-	dir := filepath.Join(own(t, "freezer"), n)
+	dir := filepath.Join(cgtest.Own(t, "freezer"), n)
 	for range 140 {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)

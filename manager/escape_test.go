@@ -46,26 +46,26 @@ func contained(t *testing.T, dir string, namespaces bool) api.Cred {
 // A requestor behind a proxy moves what it sees itself, not what the proxy
 // does.
 func TestKernelEscapeIsTheRequestorsOwn(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.Userns)
+	cgtest.Require(t, cgtest.Root, cgtest.Userns)
 	m := newManager(t)
 	proxy := self(t, m)
 	n := name(t)
-	if _, err := m.Create(proxy, n+"/jail", []string{"memory"}, nil); err != nil {
+	if _, err := m.Create(proxy, n+"/jail", []string{"freezer"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	jail := filepath.Join(own(t, "memory"), n, "jail")
+	jail := filepath.Join(cgtest.Own(t, "freezer"), n, "jail")
 	r := contained(t, jail, true)
 	hidden := contained(t, jail, false) // the same uid, in the host's pid namespace
 	rq := &api.Request{Peer: proxy.Peer, Opener: proxy.Opener, Sender: proxy.Sender, For: &r}
 
-	err := m.MovePidAbs0(rq, "memory", "/"+n, api.Victim{Cred: &hidden})
+	err := m.MovePidAbs0(rq, "freezer", "/"+n, api.Victim{Cred: &hidden})
 	if kind(err) != api.Denied {
 		t.Errorf("a task that the requestor does not see: %v", err)
 	}
 	if got := read(t, filepath.Join(jail, "cgroup.procs")); !strings.Contains(got, strconv.Itoa(int(hidden.PID))) {
 		t.Error("it was moved")
 	}
-	if err := m.MovePidAbs0(rq, "memory", "/"+n, api.Victim{Cred: &r}); err != nil {
+	if err := m.MovePidAbs0(rq, "freezer", "/"+n, api.Victim{Cred: &r}); err != nil {
 		t.Errorf("its own: %v", err)
 	}
 	if got := read(t, filepath.Join(filepath.Dir(jail), "cgroup.procs")); got != strconv.Itoa(int(r.PID)) {

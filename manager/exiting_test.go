@@ -1,6 +1,7 @@
 package manager_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
@@ -12,12 +13,12 @@ import (
 )
 
 // A process whose first thread has exited is not in the root of every v1
-// hierarchy, though the kernel says so: it stays confined to where it is, and
+// hierarchy, though the kernel says so, and has not ended: it stays confined to where it is, and
 // who moves it does not move it "down" from there.
 func TestKernelFirstThreadExited(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
-	mount := own(t, "freezer")
+	mount := cgtest.Own(t, "freezer")
 	n := "/" + name(t)
 	const uid = 61000
 	for _, d := range []string{n, n + "/own", n + "/jail"} {
@@ -25,11 +26,13 @@ func TestKernelFirstThreadExited(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, f := range []string{n, n + "/freezer.state", n + "/own", n + "/own/tasks", n + "/own/cgroup.procs"} {
+	state, _ := freezer(t)
+	for _, f := range []string{n, n + "/" + state} {
 		if err := os.Chown(mount+f, uid, uid); err != nil {
 			t.Fatal(err)
 		}
 	}
+	give(t, mount+n+"/own", uid)
 
 	cred := api.Cred{PID: int32(cgtest.Headless(t, mount+n+"/own")), UID: uid, GID: uid}
 	peer, err := m.Open(cred, -1)
@@ -41,8 +44,8 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	if err := m.SetValue0(rq, "freezer", n, "freezer.state", "FROZEN"); kind(err) != api.Denied {
 		t.Errorf("a value above its own cgroup: %v, want a refusal", err)
 	}
-	if s := read(t, mount+n+"/freezer.state"); s != "THAWED" {
-		t.Errorf("the cgroup above is %s", s)
+	if frozen(mount + n) {
+		t.Error("the cgroup above is frozen")
 	}
 
 	// What is left of such a process is moved and judged like any other.
@@ -57,29 +60,31 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	if err := m.MovePid0(root, "freezer", strings.TrimPrefix(n, "/")+"/own", api.Victim{PID: int64(victim)}); err != nil {
 		t.Errorf("the host's root moves it: %v", err)
 	}
-	if got := strings.Fields(read(t, mount+n+"/own/cgroup.procs")); len(got) != 2 {
-		t.Errorf("in the destination are %v, want both processes", got)
+	// On v2 the exited first thread stays behind, and the lists of processes with
+	// it (cgroup_migrate_add_task).
+	for _, tid := range threads(t, victim) {
+		if b := read(t, fmt.Sprintf("/proc/%d/task/%d/cgroup", victim, tid)); !strings.Contains(b, n+"/own") {
+			t.Errorf("thread %d of it is not in the destination:\n%s", tid, b)
+		}
 	}
 	if err := m.MovePid0(rq, "freezer", strings.TrimPrefix(n, "/")+"/jail", api.Victim{PID: int64(victim)}); kind(err) != api.Denied {
 		t.Errorf("another's process: %v, want a refusal", err)
 	}
 }
 
-// Threads that come and go all the time are not seen at rest at the first look,
-// and no reason to tell who kills the process that the kernel is busy.
-func TestKernelKillRestless(t *testing.T) {
+// The threads of a process that dies go one after the other. Who kills it
+// meanwhile is not told that the kernel is busy.
+func TestKernelKillDying(t *testing.T) {
 	cgtest.Require(t, cgtest.Root, cgtest.V2)
 	m := newManager(t)
-	mount := own(t, "unified")
-	const program = `import threading
-def restless():
-    while True:
-        t = threading.Thread(target=lambda: None); t.start(); t.join()
-for i in range(8): threading.Thread(target=restless).start()
-print(flush=True)`
+	mount := cgtest.Own(t, "unified")
+	const program = `import threading, time
+for i in range(200): threading.Thread(target=time.sleep, args=(300,)).start()
+print(flush=True)
+time.sleep(300)`
 	rq := self(t, m)
-	for round := range 5 {
-		n := "cgmtest-restless-" + strconv.Itoa(os.Getpid()) + "-" + strconv.Itoa(round)
+	for round := range 20 {
+		n := "cgmtest-dying-" + strconv.Itoa(os.Getpid()) + "-" + strconv.Itoa(round)
 		if err := os.Mkdir(mount+"/"+n, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +101,6 @@ print(flush=True)`
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 		pid := strconv.Itoa(cmd.Process.Pid)
 		if err := os.WriteFile(mount+"/"+n+"/cgroup.procs", []byte(pid), 0); err != nil {
 			t.Error(err)
@@ -104,8 +108,33 @@ print(flush=True)`
 		if _, err := out.Read(make([]byte, 1)); err != nil {
 			t.Error(err)
 		}
-		if err := m.Kill(rq, n); err != nil {
+		_ = cmd.Process.Kill()
+		if err := m.Kill(rq, n); err != nil && kind(err) != api.NotFound {
 			t.Errorf("round %d: %v", round, err)
 		}
+		_ = cmd.Wait()
 	}
+}
+
+// threads lists the threads of a process but the first.
+func threads(t *testing.T, pid int32) []int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tids []int
+	for _, e := range entries {
+		tid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if int32(tid) != pid {
+			tids = append(tids, tid)
+		}
+	}
+	if len(tids) == 0 {
+		t.Fatal("no thread is left")
+	}
+	return tids
 }

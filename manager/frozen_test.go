@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -16,11 +15,11 @@ import (
 // end it is frozen again, also where Kill gives up because it does not get
 // empty.
 func TestKernelKillLeavesFrozen(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
 	rq := self(t, m)
 	n := name(t)
-	dir := filepath.Join(own(t, "freezer"), n)
+	dir := filepath.Join(cgtest.Own(t, "freezer"), n)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -31,12 +30,13 @@ func TestKernelKillLeavesFrozen(t *testing.T) {
 		}
 	}
 	write("cgroup.procs", strconv.Itoa(cgtest.Child(t)))
-	write("freezer.state", "FROZEN")
+	state, freeze := freezer(t)
+	write(state, freeze)
 	second := strconv.Itoa(cgtest.Child(t))
 	entered := make(chan error, 1)
 	go func() {
 		for range 5000 {
-			if b, err := os.ReadFile(filepath.Join(dir, "freezer.state")); err == nil && strings.TrimSpace(string(b)) == "THAWED" {
+			if !frozen(dir) {
 				entered <- os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(second), 0)
 				return
 			}
@@ -51,7 +51,7 @@ func TestKernelKillLeavesFrozen(t *testing.T) {
 	if err := <-entered; err != nil {
 		t.Fatal(err)
 	}
-	if s := read(t, filepath.Join(dir, "freezer.self_freezing")); s != "1" {
-		t.Errorf("the cgroup that somebody froze is %s (Kill: %v)", read(t, filepath.Join(dir, "freezer.state")), err)
+	if !frozen(dir) {
+		t.Errorf("the cgroup that somebody froze is not frozen (Kill: %v)", err)
 	}
 }

@@ -15,21 +15,17 @@ import (
 // jail that it is put into meanwhile: nothing moves it between the last look at
 // where it is and the move.
 func TestKernelMoveIntoJail(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
 	n := name(t)
-	top := filepath.Join(own(t, "freezer"), n)
+	top := filepath.Join(cgtest.Own(t, "freezer"), n)
 	const uid = 61000
 	for _, d := range []string{"", "/a", "/a/x", "/a/y", "/jail"} {
 		if err := os.Mkdir(top+d, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range []string{"", "/tasks", "/cgroup.procs"} {
-			if strings.HasPrefix(d, "/a") {
-				if err := os.Chown(top+d+f, uid, uid); err != nil {
-					t.Fatal(err)
-				}
-			}
+		if strings.HasPrefix(d, "/a") {
+			give(t, top+d, uid)
 		}
 	}
 	pid := cgtest.Child(t, "setpriv", "--reuid", strconv.Itoa(uid), "--clear-groups", "--regid", strconv.Itoa(uid), "sleep", "300")

@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -16,10 +15,10 @@ import (
 // A refused Kill does not stop what it may not kill, not for a moment: it
 // would be a way to stop anybody's tasks.
 func TestKernelRefusedKillFreezesNothing(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
 	n := name(t)
-	dir := filepath.Join(own(t, "freezer"), n)
+	dir := filepath.Join(cgtest.Own(t, "freezer"), n)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -34,13 +33,13 @@ func TestKernelRefusedKillFreezesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(peer.Close)
-	var done, frozen atomic.Bool
+	var done, stopped atomic.Bool
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
 		for !done.Load() {
-			if b, err := os.ReadFile(filepath.Join(dir, "freezer.self_freezing")); err == nil && strings.TrimSpace(string(b)) == "1" {
-				frozen.Store(true)
+			if frozen(dir) {
+				stopped.Store(true)
 			}
 		}
 	}()
@@ -52,7 +51,7 @@ func TestKernelRefusedKillFreezesNothing(t *testing.T) {
 	}
 	done.Store(true)
 	<-watched
-	if frozen.Load() {
+	if stopped.Load() {
 		t.Error("the refused Kill froze the task")
 	}
 }

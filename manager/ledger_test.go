@@ -15,7 +15,7 @@ import (
 
 // A container that moves into cgroups of its own has no bound in each.
 func TestKernelCgroupsPerContainerAreBounded(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1, cgtest.Userns)
+	cgtest.Require(t, cgtest.Root, cgtest.Userns)
 	const limit = 8
 	m := newBoundedManager(t, limit)
 	dir := filepath.Join(cgtest.Mount(t, "freezer"), cgtest.Name(t))

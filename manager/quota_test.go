@@ -15,15 +15,11 @@ import (
 	"cgmanager/manager"
 )
 
-// userIn starts a process of an unprivileged uid in a cgroup of memory that
-// belongs to it, and returns a request by that process.
+// userIn starts a process of an unprivileged uid in a cgroup that belongs
+// to it, and returns a request by that process.
 func userIn(t *testing.T, m *manager.Manager, uid int, dir string) *api.Request {
 	t.Helper()
-	for _, f := range []string{"", "tasks", "cgroup.procs"} {
-		if err := os.Chown(filepath.Join(dir, f), uid, uid); err != nil {
-			t.Fatal(err)
-		}
-	}
+	give(t, dir, uid)
 	cmd := exec.Command("sleep", "300")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 	if err := cmd.Start(); err != nil {
@@ -46,40 +42,40 @@ func userIn(t *testing.T, m *manager.Manager, uid int, dir string) *api.Request 
 }
 
 func TestKernelCgroupsPerOwnerAreBounded(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.Require(t, cgtest.Root)
 	const limit = 5
 	m := newBoundedManager(t, limit)
 	n := name(t)
-	if _, err := m.Create(self(t, m), n, []string{"memory"}, nil); err != nil {
+	if _, err := m.Create(self(t, m), n, []string{"freezer"}, nil); err != nil {
 		t.Fatal(err)
 	}
-	rq := userIn(t, m, 45001, filepath.Join(own(t, "memory"), n))
+	rq := userIn(t, m, 45001, filepath.Join(cgtest.Own(t, "freezer"), n))
 	// Its own cgroup is its as well, and counts.
 	for i := range limit - 1 {
-		if _, err := m.Create(rq, fmt.Sprint(i), []string{"memory"}, nil); err != nil {
+		if _, err := m.Create(rq, fmt.Sprint(i), []string{"freezer"}, nil); err != nil {
 			t.Fatalf("cgroup %d: %v", i, err)
 		}
 	}
-	if _, err := m.Create(rq, "more", []string{"memory"}, nil); kind(err) != api.Limit {
+	if _, err := m.Create(rq, "more", []string{"freezer"}, nil); kind(err) != api.Limit {
 		t.Errorf("one more than allowed: %v", err)
 	}
-	if _, err := m.Create(self(t, m), n+"/root", []string{"memory"}, nil); err != nil {
+	if _, err := m.Create(self(t, m), n+"/root", []string{"freezer"}, nil); err != nil {
 		t.Errorf("the host's root is bounded: %v", err)
 	}
 	if err := m.Delete(rq, "0"); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(1100 * time.Millisecond) // until it is counted again
-	if _, err := m.Create(rq, "again", []string{"memory"}, nil); err != nil {
+	if _, err := m.Create(rq, "again", []string{"freezer"}, nil); err != nil {
 		t.Errorf("after one was removed: %v", err)
 	}
-	if _, err := m.Create(rq, "a/b", []string{"memory"}, nil); kind(err) != api.Limit {
+	if _, err := m.Create(rq, "a/b", []string{"freezer"}, nil); kind(err) != api.Limit {
 		t.Errorf("two at once: %v", err)
 	}
 }
 
 func TestKernelDepthIsBounded(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
 	n := name(t)
 	deep := n
@@ -90,7 +86,7 @@ func TestKernelDepthIsBounded(t *testing.T) {
 	if kind(err) != api.Limit {
 		t.Errorf("too deep: %v", err)
 	}
-	if exists(filepath.Join(own(t, "pids"), n)) {
+	if exists(filepath.Join(cgtest.Own(t, "pids"), n)) {
 		t.Error("something was created")
 	}
 }

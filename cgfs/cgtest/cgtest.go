@@ -65,12 +65,14 @@ func lacks(r Requirement) error {
 		}
 	case V1:
 		for _, c := range []string{"memory", "freezer", "cpu", "cpuset"} {
-			if _, err := mountPoint(c); err != nil {
+			if _, v2, err := mountPoint(c); err != nil {
 				return err
+			} else if v2 {
+				return fmt.Errorf("cgroup v2 has %s", c)
 			}
 		}
 	case V2:
-		_, err := mountPoint("unified")
+		_, _, err := mountPoint("unified")
 		return err
 	case Userns:
 		b, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
@@ -86,29 +88,138 @@ func lacks(r Requirement) error {
 	return nil
 }
 
-// Mount returns where a v1 controller (or name=X) is mounted, or with
-// "unified" cgroup2.
+// Mount returns where a controller (or name=X) is mounted on v1, or cgroup2 if
+// that has it, or with "unified" cgroup2 in any case.
 func Mount(t testing.TB, controller string) string {
 	t.Helper()
-	p, err := mountPoint(controller)
+	p, _, err := mountPoint(controller)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return p
 }
 
-func mountPoint(controller string) (string, error) {
-	points, err := mountPoints(func(fstype string, options []string) bool {
-		return controller == "unified" && fstype == "cgroup2" ||
-			fstype == "cgroup" && slices.Contains(options, controller)
-	})
-	if err == nil && len(points) == 0 {
-		err = fmt.Errorf("%s is not mounted", controller)
-	}
+// OnV2 reports whether cgroup2 has the controller.
+func OnV2(t testing.TB, controller string) bool {
+	t.Helper()
+	_, v2, err := mountPoint(controller)
 	if err != nil {
-		return "", err
+		t.Fatal(err)
 	}
-	return points[0], nil
+	return v2
+}
+
+// Has reports whether a controller is mounted, on v1 or v2.
+func Has(controller string) bool {
+	_, _, err := mountPoint(controller)
+	return err == nil
+}
+
+// Own is the cgroup in which the test was started, as a directory of the
+// controller's hierarchy. If a daemon has since moved the test into a hidden
+// leaf of it, that does not count.
+func Own(t testing.TB, controller string) string {
+	t.Helper()
+	hierarchy := controller
+	if OnV2(t, controller) {
+		hierarchy = "unified"
+	}
+	for _, h := range started {
+		if slices.Contains(strings.Split(h.controllers, ","), hierarchy) {
+			return filepath.Join(Mount(t, controller), h.path)
+		}
+	}
+	t.Fatalf("no cgroup in %s", controller)
+	return ""
+}
+
+// OwnEverywhere is Own in every hierarchy that is mounted.
+func OwnEverywhere(t testing.TB) []string {
+	t.Helper()
+	var dirs []string
+	for _, h := range started {
+		if c := first(strings.Split(h.controllers, ",")); Has(c) {
+			dirs = append(dirs, Own(t, c))
+		}
+	}
+	return dirs
+}
+
+// started is the cgroups that the test was started in, by hierarchy.
+var started = func() (all []struct{ controllers, path string }) {
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		panic(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) != 3 {
+			panic("/proc/self/cgroup: " + line)
+		}
+		if f[0] == "0" {
+			f[1] = "unified"
+		}
+		if strings.HasPrefix(filepath.Base(f[2]), ".cgmanager-leaf") {
+			f[2] = filepath.Dir(f[2])
+		}
+		all = append(all, struct{ controllers, path string }{f[1], f[2]})
+	}
+	return all
+}()
+
+// Enable makes v2 controllers available to the children of dir, as far as they
+// are v2's. They stay so: somebody else may have begun to use them.
+func Enable(t testing.TB, dir string, controllers ...string) {
+	t.Helper()
+	for _, c := range controllers {
+		if !OnV2(t, c) || core(c) {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+onV2(c)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// mountPoint finds the mount of a controller, and says whether it is cgroup2.
+func mountPoint(controller string) (point string, v2 bool, err error) {
+	points, err := mountPoints(func(fstype string, options []string) bool {
+		return fstype == "cgroup" && slices.Contains(options, controller)
+	})
+	if err != nil || len(points) > 0 {
+		return first(points), false, err
+	}
+	points, err = mountPoints(func(fstype string, _ []string) bool { return fstype == "cgroup2" })
+	if err != nil {
+		return "", false, err
+	}
+	if len(points) > 0 {
+		b, err := os.ReadFile(filepath.Join(points[0], "cgroup.controllers"))
+		if err != nil || core(controller) || slices.Contains(strings.Fields(string(b)), onV2(controller)) {
+			return points[0], true, err
+		}
+	}
+	return "", false, fmt.Errorf("%s is not mounted", controller)
+}
+
+// core reports whether v2 itself does what on v1 is a controller's.
+func core(controller string) bool {
+	return slices.Contains([]string{"unified", "freezer", "devices", "cpuacct"}, controller)
+}
+
+// onV2 is the name of a controller there.
+func onV2(controller string) string {
+	if controller == "blkio" {
+		return "io"
+	}
+	return controller
+}
+
+func first(s []string) string {
+	if len(s) == 0 {
+		return ""
+	}
+	return s[0]
 }
 
 func mountPoints(want func(fstype string, options []string) bool) ([]string, error) {
@@ -253,7 +364,7 @@ func thawTask(pid int) {
 		if f[1] == "" {
 			f[1] = "unified"
 		}
-		if p, err := mountPoint(strings.Split(f[1], ",")[0]); err == nil {
+		if p, _, err := mountPoint(strings.Split(f[1], ",")[0]); err == nil {
 			for dir := f[2]; strings.Contains(dir, "/cgmtest-"); dir = filepath.Dir(dir) {
 				thaw(filepath.Join(p, dir))
 			}
@@ -303,24 +414,41 @@ func openFDs(t testing.TB) int {
 	return len(entries)
 }
 
+// headlessEnv makes a test program a process without its first thread.
+const headlessEnv = "CGMTEST_HEADLESS"
+
+// The first thread ends while the program is set up: that is the one that init
+// runs on.
+func init() {
+	if os.Getenv(headlessEnv) == "" {
+		return
+	}
+	go func() {
+		time.Sleep(5 * time.Minute)
+		os.Exit(0)
+	}()
+	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0)
+}
+
 // Headless starts a process whose first thread has exited and whose second
-// goes on, in dir of a v1 hierarchy, and returns its pid. The kernel says of the
-// first thread from then on that it is in "/".
+// goes on, in dir of any hierarchy, and returns its pid. The kernel says of the
+// first thread from then on that its v1 cgroups are "/".
 func Headless(t testing.TB, dir string) int {
 	t.Helper()
-	const program = `import ctypes, threading, time
-threading.Thread(target=time.sleep, args=(300,)).start()
-ctypes.CDLL(None).pthread_exit(None)`
-	pid := Child(t, "python3", "-c", program)
+	pid := Child(t, "env", headlessEnv+"=1", "/proc/"+strconv.Itoa(os.Getpid())+"/exe")
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
 		t.Fatal(err)
 	}
+	proc := "/proc/" + strconv.Itoa(pid)
 	for range 1000 {
-		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+		b, err := os.ReadFile(proc + "/status")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if strings.Contains(string(b), "State:\tZ") {
+			if tasks, err := os.ReadDir(proc + "/task"); err != nil || len(tasks) < 2 {
+				t.Fatalf("no thread but the first: %v", err)
+			}
 			return pid
 		}
 		time.Sleep(5 * time.Millisecond)

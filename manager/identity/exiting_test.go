@@ -51,8 +51,10 @@ func TestKernelFirstThreadExited(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if at, _ := ms[0].Cgroups.Path(h); len(ms) != 1 || at != "/"+filepath.Base(dir) {
-			t.Errorf("%d members, the first in %q; want the thread that is left, in %q", len(ms), at, "/"+filepath.Base(dir))
+		for _, m := range ms {
+			if at, _ := m.Cgroups.Path(h); m.TID == task.PID() || at != "/"+filepath.Base(dir) {
+				t.Errorf("member %d of process %d in %q; want the threads that are left, in %q", m.TID, task.PID(), at, "/"+filepath.Base(dir))
+			}
 		}
 	}
 	me, err := identity.OpenTask(int32(os.Getpid()))

@@ -510,7 +510,11 @@ func (tr *Tree) Snapshot() Snapshot {
 			val := fmt.Sprintf("%o %d:%d", st.Mode, st.Uid, st.Gid)
 			if !d.IsDir() && st.Mode&0o444 != 0 && !volatile(d.Name()) {
 				// Some cannot be read in some states; the error is the value.
-				v := contents(p)
+				b, err := os.ReadFile(p)
+				v := string(b)
+				if err != nil {
+					v = errors.Unwrap(err).Error()
+				}
 				switch d.Name() {
 				case "tasks", "cgroup.threads":
 					v = "" // a Go process starts threads as it likes
@@ -529,28 +533,6 @@ func (tr *Tree) Snapshot() Snapshot {
 		}
 	}
 	return s
-}
-
-// contents returns what a file says, or the error. A picture has thousands of
-// files, and package os asks the kernel three times as much for each.
-func contents(name string) string {
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err.Error()
-	}
-	defer unix.Close(fd)
-	var all []byte
-	buf := make([]byte, 4096)
-	for {
-		n, err := Read(fd, buf)
-		if err != nil {
-			return err.Error()
-		}
-		if n == 0 {
-			return string(all)
-		}
-		all = append(all, buf[:n]...)
-	}
 }
 
 // Diff returns what is different in b, sorted.
