@@ -47,7 +47,7 @@ func plainCGManager1(w *world, b *box) {
 		want(t, h.Name+": owner after Chown", w.owner(h, web, ""), userID)
 		want(t, h.Name+": owner of cgroup.procs after Chown", w.owner(h, web, "cgroup.procs"), userID)
 	}
-	want(t, "owner of the limit", w.owner(memory, web, "memory.limit_in_bytes"), rootID)
+	want(t, "owner of the limit", w.owner(memory, web, memory.File("memory.limit_in_bytes")), rootID)
 
 	a.v1("SetValue", "web", map[string]string{"memory.limit": "64M"})
 	want(t, "memory.limit_in_bytes", w.Read(memory, web, "memory.limit_in_bytes"), "67108864")
