@@ -179,7 +179,7 @@ func (tr *Tree) enable(h Hierarchy, cg string) {
 		}
 		b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		for pid := range strings.FieldsSeq(string(b)) {
-			if err := place(l, pid); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := Place(l, pid); err != nil && !errors.Is(err, unix.ESRCH) {
 				tr.t.Fatal(err)
 			}
 		}
@@ -230,9 +230,9 @@ func makeLeaf(dir string) (string, error) {
 	return l, unix.Setxattr(l, leafMark, []byte("1"), 0)
 }
 
-// place moves a process to a cgroup, that is to its hidden leaf if it has or
-// needs one.
-func place(dir, pid string) error {
+// Place moves the process pid, 0 for the caller, to the cgroup in dir, that is to
+// its hidden leaf if it has or needs one.
+func Place(dir, pid string) error {
 	if leaf(dir) == "" {
 		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid), 0)
 		if !errors.Is(err, unix.EBUSY) {
@@ -300,7 +300,7 @@ func (tr *Tree) Place(p *Proc, name string) {
 func (tr *Tree) PlaceIn(p *Proc, name string, hs ...Hierarchy) {
 	tr.t.Helper()
 	for _, h := range hs {
-		if err := place(tr.Dir(h, name), strconv.Itoa(p.HostPID)); err != nil {
+		if err := Place(tr.Dir(h, name), strconv.Itoa(p.HostPID)); err != nil {
 			tr.t.Fatal(err)
 		}
 	}
@@ -340,7 +340,7 @@ func (tr *Tree) Write(h Hierarchy, name, file, value string) {
 	f := h.File(file)
 	var err error
 	if f == "cgroup.procs" {
-		err = place(tr.Dir(h, name), value)
+		err = Place(tr.Dir(h, name), value)
 	} else {
 		if f != file {
 			for v2, v1 := range v1Files[file].values {
