@@ -248,7 +248,7 @@ func (d *Dir) eachChild(f func(*Dir) error) error {
 		if err != nil {
 			return err
 		}
-		_, leaf, err := c.Mark("leaf")
+		leaf, err := c.IsLeaf()
 		if err == nil && !leaf {
 			err = f(c)
 		}

@@ -659,6 +659,31 @@ func TestKernelDeviceRulesHalfway(t *testing.T) {
 	p.enter(tr.dirs[""])
 }
 
+// A hidden leaf is no child, and its tasks go by the rules of the cgroup that
+// they count in.
+func TestKernelDeviceRulesLeaf(t *testing.T) {
+	tr := newDeviceTree2(t)
+	tr.mkdir("c")
+	leaf, err := tr.dirs["c"].MakeLeaf()
+	check(t, err)
+	defer leaf.Close()
+	p := newProber(t)
+	p.enter(leaf)
+	defer p.enter(tr.dirs[""])
+	for _, step := range []struct {
+		what string
+		may  bool
+	}{{"deny a", false}, {"allow c 1:3 r", true}, {"deny c 1:3 r", false}, {"allow c 1:3 rw", true}, {"allow a", true}} {
+		check(t, tr.write("c", step.what))
+		if p.may(device{"c", 1, 3}, "r") != step.may {
+			t.Errorf("%s does not count", step.what)
+		}
+	}
+	if _, own, err := leaf.policy(devicePolicy{}); own || err != nil {
+		t.Errorf("the leaf has rules of its own, %v", err)
+	}
+}
+
 // Writers at once, to a cgroup and to those above and below it: at the end no
 // cgroup allows what one above it does not.
 func TestKernelDeviceRulesAtOnce(t *testing.T) {
