@@ -169,9 +169,6 @@ func (d *Dir) settle(now devicePolicy, own bool) error {
 	}
 	defer prog.Close()
 	one := func(c *Dir) error {
-		if err := c.nests(); err != nil {
-			return err
-		}
 		if err := c.attachDevices(prog); err != nil {
 			return err
 		}
