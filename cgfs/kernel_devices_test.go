@@ -353,7 +353,7 @@ func TestKernelDeviceRulesDiffer(t *testing.T) {
 	h2, _ := s.Unified()
 	rounds := 60
 	if testing.Short() {
-		rounds = 6
+		rounds = 2
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
