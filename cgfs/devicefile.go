@@ -169,6 +169,9 @@ func (d *Dir) settle(now devicePolicy, own bool) error {
 	}
 	defer prog.Close()
 	one := func(c *Dir) error {
+		if err := c.nests(); err != nil {
+			return err
+		}
 		if err := c.attachDevices(prog); err != nil {
 			return err
 		}
@@ -245,7 +248,7 @@ func (d *Dir) eachChild(f func(*Dir) error) error {
 		if err != nil {
 			return err
 		}
-		leaf, err := c.IsLeaf()
+		_, leaf, err := c.Mark("leaf")
 		if err == nil && !leaf {
 			err = f(c)
 		}

@@ -182,13 +182,101 @@ func (d *Dir) Enable(ctrls ...string) error {
 	enable := func() error {
 		return d.write("cgroup.subtree_control", "+"+strings.Join(missing, " +"))
 	}
-	if err = enable(); errors.Is(err, unix.EBUSY) {
+	if err = enable(); errors.Is(err, unix.EOPNOTSUPP) {
+		var more []string
+		if more, err = d.unthread(); err != nil {
+			return err
+		}
+		missing = append(missing, more...)
+		err = enable()
+	}
+	if errors.Is(err, unix.EBUSY) {
 		err = d.divide(enable)
 	}
 	if err != nil {
 		return err
 	}
 	return d.handOver(missing)
+}
+
+// unthread takes back the controllers that d gives to its children, and returns
+// them. Whoever gave those that can do with threads (cpu, cpuset, pids), and
+// could not give others because d has processes, has made d the root of a threaded
+// subtree, where no child can have others any more (cgroup-v2.rst, "Threads");
+// container runtimes leave that behind when they try, with the child that they
+// wanted. If a child uses what it has, be it for tasks or to set a limit, or is
+// threaded itself, which it cannot cease to be, the error wraps EBUSY.
+func (d *Dir) unthread() ([]string, error) {
+	busy := &os.PathError{Op: "enable", Path: "cgroup.subtree_control", Err: unix.EBUSY}
+	kind, err := d.words("cgroup.type")
+	if err != nil {
+		return nil, err
+	}
+	given, err := d.words("cgroup.subtree_control")
+	if err != nil {
+		return nil, err
+	}
+	if len(given) == 0 || !slices.Equal(kind, []string{"domain", "threaded"}) {
+		return nil, busy
+	}
+	leaf, err := d.MakeLeaf()
+	if err != nil {
+		return nil, err
+	}
+	defer leaf.Close()
+	children, err := d.directories()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range children {
+		if ok, err := d.unused(name, leaf, given); gone(err) != nil {
+			return nil, err
+		} else if err == nil && !ok {
+			return nil, busy
+		}
+	}
+	return given, d.write("cgroup.subtree_control", "-"+strings.Join(given, " -"))
+}
+
+// unused reports whether a child of a threaded subtree's root has no tasks, no
+// children and no limits: the values of ctrls are those of fresh.
+func (d *Dir) unused(name string, fresh *Dir, ctrls []string) (bool, error) {
+	c, err := d.Open(name)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	// An invalid domain can have no tasks.
+	if kind, err := c.words("cgroup.type"); err != nil || !slices.Equal(kind, []string{"domain", "invalid"}) {
+		return false, err
+	}
+	if below, err := c.directories(); err != nil || len(below) > 0 {
+		return false, err
+	}
+	files, err := c.Files()
+	if err != nil {
+		return false, err
+	}
+	for _, file := range files {
+		if !slices.Contains(ctrls, ControllerOf(file)) || strings.HasSuffix(file, ".pressure") {
+			continue
+		}
+		a, err := c.FileAttr(file)
+		if err != nil {
+			return false, err
+		}
+		if a.Mode&0o600 != 0o600 {
+			continue
+		}
+		has, err := c.words(file)
+		if err != nil {
+			return false, err
+		}
+		if set, err := fresh.words(file); err != nil || !slices.Equal(has, set) {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // Missing returns which of the controllers d does not give to its children.

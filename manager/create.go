@@ -35,7 +35,7 @@ func (m *Manager) Create(rq *api.Request, name string, controllers []string, val
 	if err != nil {
 		return false, err
 	}
-	if err := c.onlyIn(set, controllers); err != nil {
+	if err := set.onlyIn(hs); err != nil {
 		return false, err
 	}
 	var plans []*creation

@@ -34,12 +34,17 @@ func (m *Manager) Delegate(rq *api.Request, name string, controllers []string) (
 	}
 	var plans []*creation
 	for _, h := range hs {
-		p, err := c.planCreate(h, join(c.r().own(h), name), quote(name), c.needs(h, controllers))
+		n := c.needs(h, controllers)
+		p, err := c.planCreate(h, join(c.r().own(h), name), quote(name), n)
 		if err != nil {
 			return "", err
 		}
 		if p.missing == "" {
 			if _, err := c.planDelegate(p); err != nil {
+				return "", err
+			}
+			// Unlike Create, this gives to what is there all that can be had.
+			if p.enable, p.may, err = c.planEnable(h, p.at.path, p.subject, n); err != nil {
 				return "", err
 			}
 		}
@@ -116,12 +121,11 @@ func (c *call) planDelegate(p *creation) (*delegation, error) {
 	if err := c.limits(p.at, len(p.at.chain)); err != nil {
 		return nil, c.kernel(p.subject, err)
 	}
-	decide := func(question func(r privcheck.Requestor, at privcheck.Place) privcheck.Decision) (privcheck.Decision, error) {
-		return c.decide(p.subject, func(who *party) privcheck.Decision { return question(who.r, p.at.of(who)) })
-	}
 	var plan delegation
 	var err error
-	if plan.decision, err = decide(privcheck.Delegate); err != nil {
+	if plan.decision, err = c.decide(p.subject, func(who *party) privcheck.Decision {
+		return privcheck.Delegate(who.r, p.at.of(who))
+	}); err != nil {
 		return nil, err
 	}
 	files, err := p.at.dir.Files()
@@ -139,14 +143,22 @@ func (c *call) planDelegate(p *creation) (*delegation, error) {
 			}
 			continue
 		}
-		if _, err := decide(func(r privcheck.Requestor, at privcheck.Place) privcheck.Decision {
-			return privcheck.DelegateFile(r, at, object(a))
-		}); err != nil {
+		question := func(who *party) privcheck.Decision { return privcheck.DelegateFile(who.r, p.at.of(who), object(a)) }
+		if !overTasks(name) && !c.entitled(question) {
+			continue // it stays with whoever kept it, and nothing depends on it
+		}
+		if _, err := c.decide(p.subject, question); err != nil {
 			return nil, err
 		}
 		plan.given = append(plan.given, name)
 	}
 	return &plan, nil
+}
+
+// overTasks reports whether a file of delegation is one without which the subtree
+// cannot be managed: those of the tasks, and on v2 that of the controllers.
+func overTasks(name string) bool {
+	return name == "tasks" || strings.HasPrefix(name, "cgroup.")
 }
 
 // delegate makes the cgroup at p.at one that the requestor can manage by itself,
@@ -270,7 +282,8 @@ func ownerOf(at *place, name string, f func(owner) error) error {
 func (c *call) setOwner(p *creation, name string, uid, gid uint32, u *undo) error {
 	err := ownerOf(p.at, name, func(o owner) error {
 		before, err := o.Attr()
-		if err != nil {
+		// Files that cgroup v2 does not have go with another (cgfs).
+		if err != nil || before.UID == uid && before.GID == gid {
 			return err
 		}
 		u.add(func() {

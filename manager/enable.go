@@ -57,6 +57,7 @@ func (c *call) planEnable(h *cgfs.Hierarchy, path, subject string, n needs) (ste
 	if n.all {
 		may = slices.DeleteFunc(slices.Clone(h.Controllers()), func(s string) bool { return slices.Contains(n.must, s) })
 	}
+	var coming []string // what the cgroup above will have given to this one
 	for level := own; ; level = join(level, nextName(level, path)) {
 		at, err := c.open(h, level)
 		if errors.Is(err, unix.ENOENT) {
@@ -74,6 +75,7 @@ func (c *call) planEnable(h *cgfs.Hierarchy, path, subject string, n needs) (ste
 			if err != nil {
 				return nil, nil, c.kernel(subject, err)
 			}
+			has = append(has, coming...)
 			for _, name := range must {
 				if !slices.Contains(has, name) {
 					return nil, nil, c.notGiven(subject, name, level == own)
@@ -95,12 +97,14 @@ func (c *call) planEnable(h *cgfs.Hierarchy, path, subject string, n needs) (ste
 		question := func(p *party) privcheck.Decision { return privcheck.Create(p.r, at.of(p)) }
 		if len(must) == 0 && !c.entitled(question) {
 			may = slices.DeleteFunc(may, func(s string) bool { return slices.Contains(missing, s) })
+			coming = nil
 			continue
 		}
 		d, err := c.decide("controllers for "+subject, question)
 		if err != nil {
 			return nil, nil, err
 		}
+		coming = slices.Concat(must, missing)
 		steps = append(steps, &enabling{at: at, must: must, may: missing, decision: d})
 	}
 }
@@ -153,7 +157,11 @@ func (c *call) enable(steps []*enabling, subject string) error {
 			return api.Errorf(api.Denied, "%s %s: not decided", c.op, subject)
 		}
 		if err := enable(s.at.dir, s.must, s.may); err != nil {
-			return c.kernel("controllers for "+subject, err)
+			err = c.kernel("controllers for "+subject, err)
+			if e, ok := errors.AsType[*api.Error](err); ok && e.Kind == api.Busy {
+				return e.WithHint("remove what a container runtime has left behind beside it: threaded cgroups keep others from having these controllers")
+			}
+			return err
 		}
 		c.done("controllers for "+subject, s.at.h, s.decision)
 	}

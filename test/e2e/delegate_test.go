@@ -274,3 +274,33 @@ func TestKernelDelegatePath(t *testing.T) {
 	w.Place(inner, "aside")
 	w.refused("outside its namespace", func() error { return second(a.c.V1("Delegate", "d", []string{})) })
 }
+
+// TestKernelDelegateAfterThreads: a runtime that tried without a delegation has
+// given its children what threads can do with, which keeps all else from them.
+func TestKernelDelegateAfterThreads(t *testing.T) {
+	harness.Require(t, "root", "userns", "unified")
+	w := &world{T: t, Tree: harness.NewTree(t), d: harness.StartDaemon(t)}
+	h := harness.Find(t, "unified")
+	w.give("c1", 100000)
+	b := harness.Start(t, boxSpec(0))
+	w.Place(b, "c1")
+	w.Write(h, "c1", "cgroup.subtree_control", "+pids")
+	want(t, "the type", w.Read(h, "c1", "cgroup.type"), "domain threaded")
+	// The limit of a child is not to be lost on the way.
+	if err := os.Mkdir(w.Dir(h, "c1/tried"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.Write(h, "c1/tried", "pids.max", "5")
+	c := b.MustDial(w.d.Sock)
+	if _, err := c.V1("Delegate", "sub", []string{"memory"}); err == nil {
+		t.Error("a controller was taken from a child that uses it")
+	}
+	want(t, "the limit", w.Read(h, "c1/tried", "pids.max"), "5")
+	w.Write(h, "c1/tried", "pids.max", "max")
+	a := asker{t, c}
+	a.v1("Delegate", "sub", []string{"memory"})
+	want(t, "controllers", w.Read(h, "c1/sub", "cgroup.controllers"), "memory pids")
+	want(t, "controllers below", w.Read(h, "c1/sub", "cgroup.subtree_control"), "memory")
+	a.v1("Move", "sub", uint32(b.PID))
+	a.v1("Create", "new", []string{}, map[string]string{"pids.limit": "9"})
+}

@@ -152,16 +152,11 @@ func (tr *Tree) mkdir(h Hierarchy, cg string) {
 }
 
 // enable gives the children of a v2 cgroup the controllers that tests use, as
-// the daemon does for its clients: as far as the cgroup was given them.
+// the daemon does for its clients.
 func (tr *Tree) enable(h Hierarchy, cg string) {
 	tr.t.Helper()
-	dir := filepath.Join(h.Mount, cg)
-	given, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
-	if err != nil {
-		tr.t.Fatal(err)
-	}
 	var on []string
-	for c := range strings.FieldsSeq(string(given)) {
+	for _, c := range h.Controllers() {
 		if slices.Contains([]string{"cpu", "cpuset", "io", "memory", "pids"}, c) {
 			on = append(on, "+"+c)
 		}
@@ -169,10 +164,11 @@ func (tr *Tree) enable(h Hierarchy, cg string) {
 	if len(on) == 0 {
 		return
 	}
+	dir := filepath.Join(h.Mount, cg)
 	enable := func() error {
 		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(strings.Join(on, " ")), 0)
 	}
-	err = enable()
+	err := enable()
 	for range 10 { // no internal processes; some may fork meanwhile
 		if !errors.Is(err, unix.EBUSY) {
 			break
@@ -183,7 +179,7 @@ func (tr *Tree) enable(h Hierarchy, cg string) {
 		}
 		b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		for pid := range strings.FieldsSeq(string(b)) {
-			if err := Place(l, pid); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := place(l, pid); err != nil && !errors.Is(err, unix.ESRCH) {
 				tr.t.Fatal(err)
 			}
 		}
@@ -234,9 +230,9 @@ func makeLeaf(dir string) (string, error) {
 	return l, unix.Setxattr(l, leafMark, []byte("1"), 0)
 }
 
-// Place moves the process pid, 0 for the caller, to the cgroup in dir, that is to
-// its hidden leaf if it has or needs one.
-func Place(dir, pid string) error {
+// place moves a process to a cgroup, that is to its hidden leaf if it has or
+// needs one.
+func place(dir, pid string) error {
 	if leaf(dir) == "" {
 		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid), 0)
 		if !errors.Is(err, unix.EBUSY) {
@@ -304,7 +300,7 @@ func (tr *Tree) Place(p *Proc, name string) {
 func (tr *Tree) PlaceIn(p *Proc, name string, hs ...Hierarchy) {
 	tr.t.Helper()
 	for _, h := range hs {
-		if err := Place(tr.Dir(h, name), strconv.Itoa(p.HostPID)); err != nil {
+		if err := place(tr.Dir(h, name), strconv.Itoa(p.HostPID)); err != nil {
 			tr.t.Fatal(err)
 		}
 	}
@@ -344,7 +340,7 @@ func (tr *Tree) Write(h Hierarchy, name, file, value string) {
 	f := h.File(file)
 	var err error
 	if f == "cgroup.procs" {
-		err = Place(tr.Dir(h, name), value)
+		err = place(tr.Dir(h, name), value)
 	} else {
 		if f != file {
 			for v2, v1 := range v1Files[file].values {

@@ -297,8 +297,7 @@ func Ping(sock string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	wait := unix.NsecToTimeval(int64(cgtest.Patience(2 * time.Second)))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}); err != nil {
 		return err
 	}
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: sock}); err != nil {

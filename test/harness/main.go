@@ -38,7 +38,7 @@ func Main(m *testing.M) {
 }
 
 // Require skips the test if this machine lacks one of the features: "root",
-// "v1", "v2", "userns", "cc", or the name of another program. A feature that
+// "v1", "v2", "unified" (a v2 that has the controllers), "userns", "cc", or the name of another program. A feature that
 // the environment variable CGM_REQUIRE lists (comma separated) must be there:
 // its lack is a failure. Programs must be there as soon as it lists anything,
 // because .ci/deps installs them.
@@ -59,7 +59,7 @@ func Require(t testing.TB, features ...string) {
 func required(feature string) bool {
 	list := os.Getenv("CGM_REQUIRE")
 	switch feature {
-	case "root", "v1", "v2", "userns":
+	case "root", "v1", "v2", "unified", "userns":
 		return slices.Contains(strings.Split(list, ","), feature)
 	}
 	return list != ""
@@ -79,6 +79,13 @@ func missing(feature string) error {
 			}
 		}
 		return errors.New("no such hierarchy is mounted")
+	case "unified":
+		for _, h := range Hierarchies() {
+			if h.V2 && slices.Contains(h.Controllers(), "memory") {
+				return nil
+			}
+		}
+		return errors.New("cgroup v2 has no controller memory here")
 	case "userns":
 		b, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
 		if err != nil {
