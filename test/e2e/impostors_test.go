@@ -477,10 +477,14 @@ func TestKernelImpostorSetuidKill(t *testing.T) {
 	freezer, pids := harness.Find(t, "freezer"), harness.Find(t, "pids")
 	c := r.MustDial(w.d.Sock)
 	defer c.Close()
-	for name, hs := range map[string][]harness.Hierarchy{
+	kinds := map[string][]harness.Hierarchy{
 		"freezer":    {pids, freezer},
 		"no freezer": {pids},
-	} {
+	}
+	if freezer == pids { // v2 always has one
+		kinds = map[string][]harness.Hierarchy{"freezer": {pids}}
+	}
+	for name, hs := range kinds {
 		t.Run(name, func(t *testing.T) {
 			cg := "k" + fmt.Sprint(len(hs))
 			w.MakeIn("yard/"+cg, 1000, 1000, hs...)
@@ -521,7 +525,7 @@ func TestKernelImpostorSetuidKill(t *testing.T) {
 		})
 	}
 	// Frozen for the check, thawed again.
-	want(t, "freezer.state", w.Read(freezer, "yard/k2", "freezer.state"), "THAWED")
+	want(t, "freezer.state", w.Read(freezer, fmt.Sprint("yard/k", len(kinds["freezer"])), "freezer.state"), "THAWED")
 }
 
 // becomeRoot lets victim.c execute suid.c, and waits until that has said so;

@@ -306,9 +306,16 @@ func TestKernelNothingLostTermination(t *testing.T) {
 			}
 			start := time.Now()
 			d.signal(unix.SIGTERM)
+			var kicked error
+			if harness.Emulated() { // too slow for the time that the daemon gives it
+				kicked = x.Kick(c.Cred)
+			}
 			d.signal(unix.SIGCONT)
-			if err := x.Kick(c.Cred); err != nil {
-				t.Errorf("the exchange: %v", err)
+			if !harness.Emulated() {
+				kicked = x.Kick(c.Cred)
+			}
+			if kicked != nil {
+				t.Errorf("the exchange: %v", kicked)
 			} else if got, err := x.Finish("CreateScm"); err != nil || got != "1" {
 				t.Errorf("the exchange: %v, %v", got, err)
 			}

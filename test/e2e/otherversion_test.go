@@ -149,8 +149,10 @@ func TestKernelBadInputNotGiven(t *testing.T) {
 	c := b.MustDial(w.d.Sock)
 	defer c.Close()
 	for what, ask := range map[string]func() error{
-		"named":            func() error { return second(c.V1("Create", "new", []string{"memory", "pids"}, map[string]string{})) },
-		"needed by a key":  func() error { return second(c.V1("Create", "new", []string{}, map[string]string{"memory.limit": "1G", "pids.limit": "5"})) },
+		"named": func() error { return second(c.V1("Create", "new", []string{"memory", "pids"}, map[string]string{})) },
+		"needed by a key": func() error {
+			return second(c.V1("Create", "new", []string{}, map[string]string{"memory.limit": "1G", "pids.limit": "5"}))
+		},
 		"named, the other": func() error { return second(c.V0("Create", "memory,pids", "new")) },
 	} {
 		w.refused(what, func() error {
