@@ -169,9 +169,6 @@ func (d *Dir) settle(now devicePolicy, own bool) error {
 	}
 	defer prog.Close()
 	one := func(c *Dir) error {
-		if err := c.nests(); err != nil {
-			return err
-		}
 		if err := c.attachDevices(prog); err != nil {
 			return err
 		}
@@ -248,7 +245,7 @@ func (d *Dir) eachChild(f func(*Dir) error) error {
 		if err != nil {
 			return err
 		}
-		_, leaf, err := c.Mark("leaf")
+		leaf, err := c.IsLeaf()
 		if err == nil && !leaf {
 			err = f(c)
 		}

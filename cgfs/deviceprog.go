@@ -109,6 +109,8 @@ func deviceProgramError(op string, err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, unix.E2BIG):
+		return fmt.Errorf("%w: too many device programs, or too long a one", ErrTooBig)
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOSYS),
 		errors.Is(err, ebpf.ErrNotSupported):
 		return fmt.Errorf("%w: the kernel refuses to %s a device program (%v)", ErrUnsupported, op, err) //nolint:errorlint // not of this cgroup's rules

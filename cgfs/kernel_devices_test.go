@@ -353,7 +353,7 @@ func TestKernelDeviceRulesDiffer(t *testing.T) {
 	h2, _ := s.Unified()
 	rounds := 60
 	if testing.Short() {
-		rounds = 6
+		rounds = 2
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -531,26 +531,32 @@ func TestKernelDeviceRulesLife(t *testing.T) {
 	t.Errorf("programs are left: %v", seen)
 }
 
+// attachTheirs attaches a program that is not the daemon's, and returns what
+// detaches it.
+func attachTheirs(t *testing.T, d *Dir, p devicePolicy, flags uint32) (detach func()) {
+	t.Helper()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "theirs", Type: ebpf.CGroupDevice, License: "Apache-2.0", Instructions: p.instructions(),
+	})
+	check(t, err)
+	t.Cleanup(func() { _ = prog.Close() })
+	o := link.RawAttachProgramOptions{Target: d.fd, Program: prog, Attach: ebpf.AttachCGroupDevice, Flags: flags}
+	check(t, link.RawAttachProgram(o))
+	return func() {
+		t.Helper()
+		check(t, link.RawDetachProgram(link.RawDetachProgramOptions{Target: o.Target, Program: prog, Attach: o.Attach}))
+	}
+}
+
 // Programs of others stay, and where ours would switch theirs off the write is
 // refused.
 func TestKernelDeviceRulesForeign(t *testing.T) {
 	tr := newDeviceTree2(t)
 	tr.mkdir("c")
 	tr.mkdir("c/in")
-	theirs, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "theirs", Type: ebpf.CGroupDevice, License: "Apache-2.0",
-		Instructions: devicePolicy{allow: true, exceptions: []deviceException{{'c', 1, 5, accessAll}}}.instructions(),
-	})
-	check(t, err)
-	defer theirs.Close()
 	attach := func(path string, flags uint32) func() {
 		t.Helper()
-		o := link.RawAttachProgramOptions{Target: tr.dirs[path].fd, Program: theirs, Attach: ebpf.AttachCGroupDevice, Flags: flags}
-		check(t, link.RawAttachProgram(o))
-		return func() {
-			t.Helper()
-			check(t, link.RawDetachProgram(link.RawDetachProgramOptions{Target: o.Target, Program: theirs, Attach: o.Attach}))
-		}
+		return attachTheirs(t, tr.dirs[path], devicePolicy{allow: true, exceptions: []deviceException{{'c', 1, 5, accessAll}}}, flags)
 	}
 	p := newProber(t)
 	null, zero := device{"c", 1, 3}, device{"c", 1, 5}
@@ -614,6 +620,80 @@ func TestKernelDeviceRulesMany(t *testing.T) {
 	}
 }
 
+// A program that the kernel does not take leaves the mark as it was.
+func TestKernelDeviceRulesFail(t *testing.T) {
+	tr := newDeviceTree2(t)
+	tr.mkdir("c")
+	for range maxDevicePrograms {
+		attachTheirs(t, tr.dirs["c"], devicePolicy{allow: true}, unix.BPF_F_ALLOW_MULTI)
+	}
+	wantErr(t, "one program more than there may be", tr.write("c", "deny a"), ErrTooBig)
+	if got := tr.list("c"); got != "a *:* rwm\n" {
+		t.Errorf("list %q, and nothing is denied", got)
+	}
+}
+
+// TestDeviceWriter is no test, but a daemon that TestKernelDeviceRulesKilled
+// ends at any moment.
+func TestDeviceWriter(t *testing.T) {
+	path := os.Getenv(writerEnv)
+	if path == "" {
+		return
+	}
+	d, err := find(t, open(t, Options{}), "unified").Open(path)
+	check(t, err)
+	for start := time.Now(); ; start = time.Now() {
+		check(t, d.write("devices.deny", "c 1:3 rwm"))
+		check(t, d.write("devices.allow", "c 1:3 rwm"))
+		fmt.Println(int64(time.Since(start)))
+	}
+}
+
+const writerEnv = "CGM_TEST_DEVICE_WRITER"
+
+// Whenever the daemon is killed, the cgroup allows no more than its list.
+func TestKernelDeviceRulesKilled(t *testing.T) {
+	tr := newDeviceTree2(t)
+	tr.mkdir("c")
+	check(t, tr.write("c", "deny a"))
+	p := newProber(t)
+	p.enter(tr.dirs["c"])
+	defer p.enter(tr.dirs[""])
+	rounds := 200
+	if testing.Short() {
+		rounds = 20
+	}
+	listed := 0
+	for range rounds {
+		exe, err := os.Executable()
+		check(t, err)
+		cmd := exec.Command(exe, "-test.run=^TestDeviceWriter$")
+		cmd.Env = append(os.Environ(), writerEnv+"="+tr.dirs["c"].Path())
+		out, err := cmd.StdoutPipe()
+		check(t, err)
+		check(t, cmd.Start())
+		lines := bufio.NewScanner(out)
+		for range 2 { // the first time takes longer
+			lines.Scan()
+		}
+		took, err := strconv.ParseInt(lines.Text(), 10, 64)
+		check(t, err)
+		time.Sleep(time.Duration(rand.Int64N(3 * took)))
+		check(t, cmd.Process.Kill())
+		_ = cmd.Wait()
+		if strings.Contains(tr.list("c"), "c 1:3 rwm") {
+			listed++
+			continue
+		}
+		if p.may(device{"c", 1, 3}, "r") {
+			t.Fatal("allowed, and not listed")
+		}
+	}
+	if listed == 0 || listed == rounds {
+		t.Errorf("listed in %d of %d rounds: the writer did not write", listed, rounds)
+	}
+}
+
 // The daemon ends between the two steps of a change: nothing is allowed then
 // that the marks deny, and the next change goes on from there.
 func TestKernelDeviceRulesHalfway(t *testing.T) {
@@ -657,6 +737,31 @@ func TestKernelDeviceRulesHalfway(t *testing.T) {
 		t.Errorf("list: %v", err)
 	}
 	p.enter(tr.dirs[""])
+}
+
+// A hidden leaf is no child, and its tasks go by the rules of the cgroup that
+// they count in.
+func TestKernelDeviceRulesLeaf(t *testing.T) {
+	tr := newDeviceTree2(t)
+	tr.mkdir("c")
+	leaf, err := tr.dirs["c"].MakeLeaf()
+	check(t, err)
+	defer leaf.Close()
+	p := newProber(t)
+	p.enter(leaf)
+	defer p.enter(tr.dirs[""])
+	for _, step := range []struct {
+		what string
+		may  bool
+	}{{"deny a", false}, {"allow c 1:3 r", true}, {"deny c 1:3 r", false}, {"allow c 1:3 rw", true}, {"allow a", true}} {
+		check(t, tr.write("c", step.what))
+		if p.may(device{"c", 1, 3}, "r") != step.may {
+			t.Errorf("%s does not count", step.what)
+		}
+	}
+	if _, own, err := leaf.policy(devicePolicy{}); own || err != nil {
+		t.Errorf("the leaf has rules of its own, %v", err)
+	}
 }
 
 // Writers at once, to a cgroup and to those above and below it: at the end no

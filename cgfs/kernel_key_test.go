@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -273,4 +274,99 @@ func TestKernelRestore(t *testing.T) {
 func isUnlimited(content string) bool {
 	n, err := limitOf(content)
 	return err == nil && n == unlimited
+}
+
+// TestKernelFileKeys: on whichever version the host has a controller, the files
+// of the other are read and written, in its own forms.
+func TestKernelFileKeys(t *testing.T) {
+	cgtest.Require(t, cgtest.Root)
+	cgtest.NoLeaks(t)
+	e := newEverywhere(t)
+	// Not every kernel has them: schedulers, swap accounting, newer files.
+	maybe := []string{"blkio.weight", "blkio.bfq.", "io.weight", "io.bfq.weight", "memory.memsw.", "memory.swap.", "memory.peak", "memory.max_usage_in_bytes", "memory.kmem.", "burst", "freezer.", "cgroup."}
+	read := 0
+	for _, k := range FileKeys() {
+		h, _, err := e.s.KeyHierarchy(k)
+		if err != nil || !k.Translated(h) {
+			continue
+		}
+		v, err := k.Value(e.s, e.read)
+		if (errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrUnsupported) || errors.Is(err, ErrNoController)) &&
+			slices.ContainsFunc(maybe, func(s string) bool { return strings.Contains(k.Name, s) }) {
+			t.Logf("%s: %v", k.Name, err)
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", k.Name, err)
+		}
+		t.Logf("%s: %q", k.Name, v)
+		read++
+	}
+	if read < 10 {
+		t.Errorf("only %d files were translated", read)
+	}
+	dev := someDevice(t)
+	for _, c := range []struct {
+		own               Version
+		file, value, want string
+	}{
+		{V1, "memory.limit_in_bytes", "50M", "52428800"},
+		{V1, "memory.limit_in_bytes", "-1", "9223372036854771712"},
+		{V1, "memory.soft_limit_in_bytes", "1m", "1048576"},
+		{V1, "cpu.shares", "1024", "1024"},
+		{V1, "cpu.shares", "2", "2"},
+		{V1, "cpu.cfs_period_us", "50000", "50000"},
+		{V1, "cpu.cfs_quota_us", "20000", "20000"},
+		{V1, "cpu.cfs_quota_us", "-1", "-1"},
+		{V1, "cpuset.cpus", "0", "0"},
+		{V1, "freezer.state", "FROZEN", "FROZEN"},
+		{V1, "freezer.self_freezing", "", "1"},
+		{V1, "freezer.state", "THAWED", "THAWED"},
+		{V1, "blkio.throttle.read_bps_device", dev + " 1048576", dev + " 1048576"},
+		{V1, "blkio.throttle.write_iops_device", dev + " 100", dev + " 100"},
+		{V1, "blkio.throttle.read_bps_device", dev + " 0", ""},
+		{V1, "blkio.throttle.write_iops_device", dev + " 0", ""},
+		{V1, "memory.use_hierarchy", "", "1"},
+		{V1, "memory.oom_control", "", "oom_kill_disable 0\nunder_oom 0\noom_kill 0"},
+		{V2, "memory.max", "64M", "67108864"},
+		{V2, "memory.max", "max", "max"},
+		{V2, "memory.low", "1M", "1048576"},
+		{V2, "cpu.weight", "100", "100"},
+		{V2, "cpu.weight", "50", "50"},
+		{V2, "cpu.max", "20000 40000", "20000 40000"},
+		{V2, "cpu.max", "max", "max 40000"},
+		{V2, "cgroup.freeze", "1", "1"},
+		{V2, "cgroup.events", "", "frozen 1"},
+		{V2, "cgroup.freeze", "0", "0"},
+		{V2, "io.max", dev + " rbps=1048576 wiops=100", dev + " rbps=1048576 wbps=max riops=max wiops=100"},
+		{V2, "io.max", dev + " rbps=max wiops=max", ""},
+	} {
+		k, ok := FindFile(c.file, c.own)
+		if !ok {
+			t.Fatalf("no key %s", c.file)
+		}
+		if _, _, err := e.s.KeyHierarchy(k); err != nil || dev == "" && strings.HasPrefix(c.value, " ") {
+			t.Logf("%s: %v, device %q", c.file, err, dev)
+			continue
+		}
+		if c.value != "" {
+			ws, err := k.Writes(e.s, c.value, e.read)
+			for _, w := range ws {
+				if err == nil {
+					err = e.dir(w.Controller).write(w.File, w.Value)
+				}
+			}
+			if err != nil {
+				t.Errorf("%s %q: %v", c.file, c.value, err)
+				continue
+			}
+		}
+		got, err := k.Value(e.s, e.read)
+		if c.file == "cgroup.events" && strings.Contains(got, c.want) {
+			got = c.want // v2 itself says more
+		}
+		if err != nil || got != c.want {
+			t.Errorf("%s set to %q reads %q, %v; want %q", c.file, c.value, got, err, c.want)
+		}
+	}
 }

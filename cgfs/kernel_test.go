@@ -294,6 +294,9 @@ func TestKernelMkdir(t *testing.T) {
 		check(t, err)
 		files, err := c.Files()
 		check(t, err)
+		if p.h.Version() == V2 { // has no such files of its own
+			files = slices.DeleteFunc(files, func(f string) bool { return ControllerOf(f) == "devices" })
+		}
 		if len(files) != len(entries) || len(files) < 4 {
 			t.Errorf("%d files, the directory has %d", len(files), len(entries))
 		}

@@ -160,6 +160,15 @@ func (s *Set) KeyHierarchy(k *Key) (*Hierarchy, string, error) {
 	return h, b.controller, nil
 }
 
+// V1Controller returns the controller that the key has on v1, or "": also of a
+// key that v2 has in its core.
+func (k *Key) V1Controller() string {
+	if k.v1 == nil {
+		return ""
+	}
+	return k.v1.controller
+}
+
 // Writes checks a value and returns the writes that set it, in their order.
 // It returns an error wrapping ErrValue if the value is malformed, one
 // wrapping ErrUnsupported if this host cannot do it, and those of read.

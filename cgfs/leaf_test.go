@@ -226,11 +226,11 @@ time.sleep(600)`
 // is lost.
 func TestKernelLeafForks(t *testing.T) {
 	p, controller := divisible(t)
-	pids := forkers(t, p, 200)
-	rounds := 500
-	if testing.Short() {
-		rounds = 25
+	processes, rounds := 200, 500
+	if testing.Short() { // an emulated machine takes minutes for as many
+		processes, rounds = 40, 10
 	}
+	pids := forkers(t, p, processes)
 	began, most := time.Now(), 0
 	for round := range rounds {
 		check(t, p.dir.Enable(controller))

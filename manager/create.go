@@ -35,7 +35,7 @@ func (m *Manager) Create(rq *api.Request, name string, controllers []string, val
 	if err != nil {
 		return false, err
 	}
-	if err := set.onlyIn(hs); err != nil {
+	if err := c.onlyIn(set, controllers); err != nil {
 		return false, err
 	}
 	var plans []*creation

@@ -261,10 +261,10 @@ func (c *call) translated0(h *cgfs.Hierarchy, name, subject string) (*setting, e
 	return &setting{name: name, key: k, h: h, controller: controller}, nil
 }
 
-// reader0 reads control files of one place.
-func (c *call) reader0(p *place, cgroup string) cgfs.Reader {
+// reader0 reads control files of one place; subject is the key that needs them.
+func (c *call) reader0(p *place, subject string) cgfs.Reader {
 	return func(_, file string) (string, error) {
-		b, err := c.value(p, file, "key "+quote(file)+" of "+quote(cgroup))
+		b, err := c.value(p, file, subject)
 		return strings.TrimRight(string(b), "\n"), err
 	}
 }
@@ -295,7 +295,7 @@ func (m *Manager) GetValue0(rq *api.Request, controller, cgroup, key string) (_ 
 		return "", err
 	}
 	if s != nil {
-		v, err := s.key.Value(m.set, c.reader0(p, cgroup))
+		v, err := s.key.Value(m.set, c.reader0(p, subject))
 		if err != nil {
 			return "", c.kernel(subject, err)
 		}
@@ -339,7 +339,7 @@ func (m *Manager) SetValue0(rq *api.Request, controller, cgroup, key, value stri
 
 func (c *call) setTranslated0(p *place, cgroup string, s *setting) error {
 	set := &settings{op: c.op, name: cgroup, all: []setting{*s}}
-	places, read := []*place{p}, c.reader0(p, cgroup)
+	places, read := []*place{p}, c.reader0(p, "key "+quote(s.name)+" of "+quote(cgroup))
 	if s.value == "" {
 		return newPlan(c, set, places, read).decideName(*s)
 	}

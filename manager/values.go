@@ -105,14 +105,36 @@ func (c *call) parseKey(name string) (setting, error) {
 	return s, nil
 }
 
-// onlyIn refuses keys of hierarchies that the request does not touch.
-func (s *settings) onlyIn(hs []*cgfs.Hierarchy) error {
+// onlyIn refuses keys of controllers that the request does not name, if it
+// names any: also of one that shares its hierarchy with one named, or the answer
+// would depend on the host.
+func (c *call) onlyIn(s *settings, controllers []string) error {
 	for _, one := range s.all {
-		if !slices.Contains(hs, one.h) {
-			return api.Errorf(api.Invalid, "%s %q: key %q belongs to the controller %s, which is not among those named", s.op, s.name, one.name, one.h.Name())
+		of := one.controller
+		if of == "" && one.key != nil {
+			of = one.key.V1Controller()
+		}
+		if len(controllers) > 0 && !slices.ContainsFunc(controllers, func(named string) bool {
+			h, ok := c.m.set.ByController(named)
+			return ok && h == one.h && covers(h, named, of)
+		}) {
+			return api.Errorf(api.Invalid, "%s %q: key %q belongs to the controller %s, which is not among those named", s.op, s.name, one.name, cmp.Or(of, one.h.Name()))
 		}
 	}
 	return nil
+}
+
+// covers reports whether a controller of h, by either version's name, is the
+// one called of. Files that every cgroup has are any controller's.
+func covers(h *cgfs.Hierarchy, named, of string) bool {
+	switch {
+	case named == of, of == "":
+		return true
+	case h.Version() == cgfs.V2:
+		on := h.Enables(of)
+		return on != "" && on == h.Enables(named)
+	}
+	return !h.Has(named) // v2's name of the one that is meant
 }
 
 // controllers returns the controllers of h that the keys need.

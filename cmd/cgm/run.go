@@ -197,6 +197,10 @@ func (made *creations) create(ctx context.Context, c *client.Client, name string
 		if len(fresh) == 0 {
 			continue
 		}
+		if len(controllers) == 0 && len(before) == 0 {
+			// A v2 hierarchy beside v1 ones that have every controller has no other name.
+			fresh = []string{"all"}
+		}
 		made.made = append(made.made, creation{level, fresh})
 		if !made.temporary {
 			continue

@@ -11,16 +11,37 @@ import (
 	"cgmanager/test/harness"
 )
 
-// refusedByKernel is a value that the daemon hands on and the kernel refuses.
+// keys are files of this host's version: what is written to another's is
+// translated, and so refused before anything is done.
+type keys struct {
+	limit, soft, share string
+	// more is one more of the memory controller, that takes any of its values.
+	more                string
+	moreValue, moreElse string
+}
+
+func hostKeys(t *testing.T) keys {
+	t.Helper()
+	if harness.Find(t, "memory").V2 {
+		return keys{"memory.max", "memory.low", "cpu.weight", "memory.high", "536870912", "268435456"}
+	}
+	return keys{"memory.limit_in_bytes", "memory.soft_limit_in_bytes", "cpu.shares", "memory.swappiness", "20", "60"}
+}
+
+// refusedByKernel adds a value that the daemon hands on and the kernel refuses.
 // Its key is written after all others, because a lower limit may reclaim.
-var refusedByKernel = struct{ key, value string }{"memory.limit_in_bytes", "garbage"}
+func (k keys) refusedByKernel(values map[string]string) map[string]string {
+	bad := maps.Clone(values)
+	bad[k.limit] = "garbage"
+	return bad
+}
 
 // A request of a container that the kernel refuses halfway leaves nothing of
 // itself: neither cgroups nor values.
 func TestKernelAllOrNothing(t *testing.T) {
 	for level := 1; level <= 3; level += 2 {
 		t.Run(fmt.Sprint("level ", level), func(t *testing.T) {
-			w := newWorld(t)
+			w, k := newWorld(t), hostKeys(t)
 			b := w.boxAt(level)
 			c := b.MustDial(w.d.Sock)
 			t.Cleanup(c.Close)
@@ -31,24 +52,32 @@ func TestKernelAllOrNothing(t *testing.T) {
 				w.refused(what, func() error {
 					err := attack()
 					var de *harness.DBusError
-					if !errors.As(err, &de) || !strings.Contains(de.Text, refusedByKernel.key) {
+					if !errors.As(err, &de) || !strings.Contains(de.Text, k.limit) {
 						t.Errorf("%s: the answer is %v", what, err)
 					}
 					return err
 				})
 			}
-			t.Run("Create", func(t *testing.T) { createHalfway(w.sub(t), b, c, halfway) })
-			t.Run("SetValue", func(t *testing.T) { setHalfway(w.sub(t), b, c, halfway) })
+			t.Run("Create", func(t *testing.T) { createHalfway(w.sub(t), b, c, k, halfway) })
+			t.Run("SetValue", func(t *testing.T) { setHalfway(w.sub(t), b, c, k, halfway) })
 		})
 	}
 }
 
-func createHalfway(w *world, b *box, c *harness.Conn, halfway func(string, func() error)) {
+func createHalfway(w *world, b *box, c *harness.Conn, k keys, halfway func(string, func() error)) {
 	t := w.T
 	ctrls := []string{"memory", "cpu", "pids"}
-	values := map[string]string{"memory.soft_limit_in_bytes": "33554432", "cpu.shares": "512", "pids.max": "10"}
-	bad := maps.Clone(values)
-	bad[refusedByKernel.key] = refusedByKernel.value
+	values := map[string]string{k.soft: "33554432", k.share: "512", "pids.max": "10"}
+	bad := k.refusedByKernel(values)
+	a := asker{t, c}
+	// What a v2 cgroup gives to its children stays given: somebody else's limits
+	// may hang on it by then. So that is done before.
+	given := func(cg string) {
+		t.Helper()
+		a.v1("Create", cg, ctrls, map[string]string{})
+		a.v1("Delete", cg)
+	}
+	given("first")
 	for _, name := range []string{"web", "a/b/web"} {
 		halfway("create "+name, func() error { return second(c.V1("Create", name, ctrls, bad)) })
 		for _, h := range harness.Hierarchies() {
@@ -60,36 +89,37 @@ func createHalfway(w *world, b *box, c *harness.Conn, halfway func(string, func(
 		}
 	}
 	// Its parents stay where they are another's work.
-	a := asker{t, c}
 	a.v1("Create", "a", []string{"cpu"}, map[string]string{})
+	if harness.Find(t, "memory").V2 { // elsewhere it would be there in all of them
+		given("a/first")
+	}
 	halfway("create below what is there in one hierarchy", func() error { return second(c.V1("Create", "a/web", ctrls, bad)) })
 	// It was that value.
 	a.v1("Create", "a/web", ctrls, values)
-	want(t, "cpu.shares", w.Read(harness.Find(t, "cpu"), b.cg+"/a/web", "cpu.shares"), "512")
+	want(t, k.share, w.Read(harness.Find(t, "cpu"), b.cg+"/a/web", k.share), "512")
 	// What is there already is another's work, too: only the values go back.
-	bad["pids.max"], bad["cpu.shares"] = "11", "600"
+	bad["pids.max"], bad[k.share] = "11", "600"
 	halfway("create what is there", func() error { return second(c.V1("Create", "a/web", ctrls, bad)) })
 	a.v1("Delete", "a")
 }
 
-func setHalfway(w *world, b *box, c *harness.Conn, halfway func(string, func() error)) {
+func setHalfway(w *world, b *box, c *harness.Conn, k keys, halfway func(string, func() error)) {
 	t := w.T
 	a := asker{t, c}
 	before := map[string]string{
-		"memory.soft_limit_in_bytes": "33554432", "memory.swappiness": "20", "cpu.shares": "512", "pids.max": "50",
+		k.soft: "33554432", k.more: k.moreValue, k.share: "512", "pids.max": "50",
 	}
-	keys := slices.Sorted(maps.Keys(before))
+	names := slices.Sorted(maps.Keys(before))
 	a.v1("Create", "web", []string{"memory", "cpu", "pids"}, before)
-	want(t, "before", a.v1("GetValue", "web", keys)[0], before)
+	want(t, "before", a.v1("GetValue", "web", names)[0], before)
 	values := map[string]string{
-		"memory.soft_limit_in_bytes": "1048576", "memory.swappiness": "60", "cpu.shares": "100", "pids.max": "5",
+		k.soft: "1048576", k.more: k.moreElse, k.share: "100", "pids.max": "5",
 	}
-	bad := maps.Clone(values)
-	bad[refusedByKernel.key] = refusedByKernel.value
+	bad := k.refusedByKernel(values)
 	halfway("set five values", func() error { return second(c.V1("SetValue", "web", bad)) })
-	want(t, "after", a.v1("GetValue", "web", keys)[0], before)
+	want(t, "after", a.v1("GetValue", "web", names)[0], before)
 	// It was that value.
 	a.v1("SetValue", "web", values)
-	want(t, "in the end", a.v1("GetValue", "web", keys)[0], values)
+	want(t, "in the end", a.v1("GetValue", "web", names)[0], values)
 	a.v1("Delete", "web")
 }

@@ -255,7 +255,7 @@ func conform1(c *client) {
 	c.v1("InvalidArgs", "Create", "x", list{"memory"}, values{"memory.limit": "much"})
 	c.v1("InvalidArgs", "Create", "x", list{"memory"}, values{"pids.limit": "1"})
 	c.v1("[e]", "ListChildren", "")
-	c.v1("InvalidArgs", "SetValue", "e", values{"nosuch": "1"})
+	c.v1("AccessDenied", "SetValue", "e", values{"nosuch": "1"})
 	c.v1("InvalidArgs", "SetValue", "e", values{"pids.limit": "1", "memory.limit": "-5"})
 	c.v1("map[pids.limit:max]", "GetValue", "e", list{"pids.limit"})
 	c.v1("AccessDenied", "SetValue", "e", values{"cgroup.procs": "0"})

@@ -44,7 +44,7 @@ func TestKernelDefect1KeyTraversal(t *testing.T) {
 			for _, f := range []string{"memory.limit_in_bytes", "freezer.state"} {
 				if h == memory && strings.HasPrefix(f, "memory") || h == freezer && strings.HasPrefix(f, "freezer") {
 					// Nothing but the way there stops the user.
-					if err := unix.Chown(w.Dir(h, cg)+"/"+f, 1000, 1000); err != nil {
+					if err := unix.Chown(w.Dir(h, cg)+"/"+h.File(f), 1000, 1000); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -310,7 +310,8 @@ func TestKernelDefect6ChownForgetsProcs(t *testing.T) {
 				want(t, fmt.Sprintf("the owner of %s:%s/%s", h.Name, cg, f), w.owner(h, cg, f), "1000:1001")
 			}
 		}
-		want(t, "the owner of a limit", w.owner(harness.Find(t, "memory"), cg, "memory.limit_in_bytes"), "0:0")
+		memory := harness.Find(t, "memory")
+		want(t, "the owner of a limit", w.owner(memory, cg, memory.File("memory.limit_in_bytes")), "0:0")
 	}
 }
 

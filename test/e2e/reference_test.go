@@ -13,7 +13,7 @@ import (
 	"cgmanager/test/harness"
 )
 
-// recorded is a command of testdata/reference-0.42.txt with what the original
+// recorded is a command of a file in testdata, such as reference-0.42.txt, with what the original
 // daemon answered, and what this one does where it differs.
 type recorded struct {
 	line    int
@@ -23,9 +23,9 @@ type recorded struct {
 	ours    []string
 }
 
-func readRecorded(t *testing.T) []recorded {
+func readRecorded(t *testing.T, file string) []recorded {
 	t.Helper()
-	b, err := os.ReadFile("testdata/reference-0.42.txt")
+	b, err := os.ReadFile(filepath.Join("testdata", file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,31 +78,52 @@ func TestKernelReference(t *testing.T) {
 	harness.Require(t, "dbus-send", "setpriv", "unshare", "stat")
 	w := newWorld(t)
 	p, prefix := atTheTop(w)
-	sl, sl2 := p.Launch(nil, "/bin/sleep", "300"), p.Launch(nil, "/bin/sleep", "300")
+	sl, sl2 := launch(t, p, "/bin/sleep", "300"), launch(t, p, "/bin/sleep", "300")
+	entries := readRecorded(t, "reference-0.42.txt")
+	if len(entries) < 150 {
+		t.Fatalf("%d commands", len(entries))
+	}
+	w.replay(p, prefix, entries, fmt.Sprintf("SL=%d; SL2=%d", sl.PID, sl2.PID), sl.PID)
+}
+
+// TestKernelOldClientUnified: what an old client does with a container is
+// answered to the letter as on v1, on every layout.
+func TestKernelOldClientUnified(t *testing.T) {
+	harness.Require(t, "dbus-send")
+	w := newWorld(t)
+	p, prefix := atTheTop(w)
+	sl := launch(t, p, "/bin/sh", "-c", "while :; do :; done")
+	w.replay(p, prefix, readRecorded(t, "oldclient.txt"), fmt.Sprintf("SL=%d", sl.PID), sl.PID)
+}
+
+// launch starts a program as p's child until the test ends.
+func launch(t *testing.T, p *harness.Proc, argv ...string) *harness.Child {
+	c := p.Launch(nil, argv...)
 	t.Cleanup(func() {
-		for _, s := range []*harness.Child{sl, sl2} {
-			if err := s.Kill(); err != nil {
-				t.Error(err)
-			}
-			if _, err := s.End(time.Second); err != nil {
-				t.Error(err)
-			}
+		if err := c.Kill(); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.End(time.Second); err != nil {
+			t.Error(err)
 		}
 	})
-	vars := fmt.Sprintf(`ADDRESS=unix:path=%s; T=%s; SL=%d; SL2=%d
+	return c
+}
+
+// replay has p run the commands, with the variables that their file describes,
+// and compares the answers. sl is the process that shows as $SL there.
+func (w *world) replay(p *harness.Proc, prefix string, entries []recorded, vars string, sl int) {
+	w.Helper()
+	vars += fmt.Sprintf(`; ADDRESS=unix:path=%s; T=%s
 S="dbus-send --peer=$ADDRESS --print-reply --reply-timeout=5000 /org/linuxcontainers/cgmanager"
 I=org.linuxcontainers.cgmanager0_0
 U1="setpriv --reuid 1000 --regid 1000 --clear-groups"
 NS="unshare -p -f --mount-proc"
-`, w.d.Sock, prefix, sl.PID, sl2.PID)
+`, w.d.Sock, prefix)
 	header := regexp.MustCompile(`^method return time=[0-9.]+ sender=\(null sender\) -> destination=\(null destination\) serial=1 reply_serial=1$`)
 	number := regexp.MustCompile(`^\d+:`)
-	pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, sl.PID))
-	entries := readRecorded(t)
-	if len(entries) < 150 {
-		t.Fatalf("%d commands", len(entries))
-	}
-	replay := func(command string) []string {
+	pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, sl))
+	run := func(command string) []string {
 		out, code := p.Exec(nil, "bash", "-c", vars+command)
 		var got []string
 		for line := range strings.Lines(out) {
@@ -117,23 +138,23 @@ NS="unshare -p -f --mount-proc"
 		return append(got, fmt.Sprintf("[exit %d]", code))
 	}
 	for _, e := range entries {
-		got := replay(e.command)
+		got := run(e.command)
 		// The kernel takes back what it charged in advance to a cgroup on another
 		// processor when that one gets to it: a low limit may not be met yet.
 		for i := 0; i < 50 && strings.Contains(e.command, ".SetValue ") && strings.Contains(got[0], "it is in use"); i++ {
 			time.Sleep(10 * time.Millisecond)
-			got = replay(e.command)
+			got = run(e.command)
 		}
 		want := e.answer
 		if e.why != "" {
 			want = e.ours
 			if asRecorded(got, e.answer) {
-				t.Errorf("line %d: $ %s\nanswered as the original did, but differs on purpose: %s", e.line, e.command, e.why)
+				w.Errorf("line %d: $ %s\nanswered as the original did, but differs on purpose: %s", e.line, e.command, e.why)
 				continue
 			}
 		}
 		if !asRecorded(got, want) {
-			t.Errorf("line %d: $ %s\n%s\nwant\n%s", e.line, e.command, strings.Join(got, "\n"), strings.Join(want, "\n"))
+			w.Errorf("line %d: $ %s\n%s\nwant\n%s", e.line, e.command, strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 	}
 }

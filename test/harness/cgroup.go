@@ -152,11 +152,16 @@ func (tr *Tree) mkdir(h Hierarchy, cg string) {
 }
 
 // enable gives the children of a v2 cgroup the controllers that tests use, as
-// the daemon does for its clients.
+// the daemon does for its clients: as far as the cgroup was given them.
 func (tr *Tree) enable(h Hierarchy, cg string) {
 	tr.t.Helper()
+	dir := filepath.Join(h.Mount, cg)
+	given, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		tr.t.Fatal(err)
+	}
 	var on []string
-	for _, c := range h.Controllers() {
+	for c := range strings.FieldsSeq(string(given)) {
 		if slices.Contains([]string{"cpu", "cpuset", "io", "memory", "pids"}, c) {
 			on = append(on, "+"+c)
 		}
@@ -164,11 +169,10 @@ func (tr *Tree) enable(h Hierarchy, cg string) {
 	if len(on) == 0 {
 		return
 	}
-	dir := filepath.Join(h.Mount, cg)
 	enable := func() error {
 		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(strings.Join(on, " ")), 0)
 	}
-	err := enable()
+	err = enable()
 	for range 10 { // no internal processes; some may fork meanwhile
 		if !errors.Is(err, unix.EBUSY) {
 			break
@@ -179,7 +183,7 @@ func (tr *Tree) enable(h Hierarchy, cg string) {
 		}
 		b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		for pid := range strings.FieldsSeq(string(b)) {
-			if err := place(l, pid); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := Place(l, pid); err != nil && !errors.Is(err, unix.ESRCH) {
 				tr.t.Fatal(err)
 			}
 		}
@@ -230,9 +234,9 @@ func makeLeaf(dir string) (string, error) {
 	return l, unix.Setxattr(l, leafMark, []byte("1"), 0)
 }
 
-// place moves a process to a cgroup, that is to its hidden leaf if it has or
-// needs one.
-func place(dir, pid string) error {
+// Place moves the process pid, 0 for the caller, to the cgroup in dir, that is to
+// its hidden leaf if it has or needs one.
+func Place(dir, pid string) error {
 	if leaf(dir) == "" {
 		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(pid), 0)
 		if !errors.Is(err, unix.EBUSY) {
@@ -300,7 +304,7 @@ func (tr *Tree) Place(p *Proc, name string) {
 func (tr *Tree) PlaceIn(p *Proc, name string, hs ...Hierarchy) {
 	tr.t.Helper()
 	for _, h := range hs {
-		if err := place(tr.Dir(h, name), strconv.Itoa(p.HostPID)); err != nil {
+		if err := Place(tr.Dir(h, name), strconv.Itoa(p.HostPID)); err != nil {
 			tr.t.Fatal(err)
 		}
 	}
@@ -340,7 +344,7 @@ func (tr *Tree) Write(h Hierarchy, name, file, value string) {
 	f := h.File(file)
 	var err error
 	if f == "cgroup.procs" {
-		err = place(tr.Dir(h, name), value)
+		err = Place(tr.Dir(h, name), value)
 	} else {
 		if f != file {
 			for v2, v1 := range v1Files[file].values {
@@ -510,11 +514,7 @@ func (tr *Tree) Snapshot() Snapshot {
 			val := fmt.Sprintf("%o %d:%d", st.Mode, st.Uid, st.Gid)
 			if !d.IsDir() && st.Mode&0o444 != 0 && !volatile(d.Name()) {
 				// Some cannot be read in some states; the error is the value.
-				b, err := os.ReadFile(p)
-				v := string(b)
-				if err != nil {
-					v = errors.Unwrap(err).Error()
-				}
+				v := contents(p)
 				switch d.Name() {
 				case "tasks", "cgroup.threads":
 					v = "" // a Go process starts threads as it likes
@@ -533,6 +533,28 @@ func (tr *Tree) Snapshot() Snapshot {
 		}
 	}
 	return s
+}
+
+// contents returns what a file says, or the error. A picture has thousands of
+// files, and package os asks the kernel three times as much for each.
+func contents(name string) string {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err.Error()
+	}
+	defer unix.Close(fd)
+	var all []byte
+	buf := make([]byte, 4096)
+	for {
+		n, err := Read(fd, buf)
+		if err != nil {
+			return err.Error()
+		}
+		if n == 0 {
+			return string(all)
+		}
+		all = append(all, buf[:n]...)
+	}
 }
 
 // Diff returns what is different in b, sorted.

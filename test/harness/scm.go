@@ -8,9 +8,12 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs/cgtest"
 )
 
-// scmTimeout is how long a client waits on the side channel.
+// scmTimeout is how long a client waits on the side channel, on a machine that
+// has nothing else to do.
 const scmTimeout = 5 * time.Second
 
 // Exchange is the side channel of an *Scm call: the process P holds one end
@@ -55,7 +58,7 @@ func (x *Exchange) Kick(cred Cred) error { return x.kick(&cred) }
 func (x *Exchange) KickSelf() error { return x.kick(nil) }
 
 func (x *Exchange) kick(cred *Cred) error {
-	d, err := x.P.Recv(x.fd, scmTimeout)
+	d, err := x.P.Recv(x.fd, cgtest.Patience(scmTimeout))
 	if err != nil {
 		return scmError(err)
 	}
@@ -67,7 +70,7 @@ func (x *Exchange) kick(cred *Cred) error {
 
 // Result returns the next datagram.
 func (x *Exchange) Result() (Datagram, error) {
-	d, err := x.P.Recv(x.fd, scmTimeout)
+	d, err := x.P.Recv(x.fd, cgtest.Patience(scmTimeout))
 	return d, scmError(err)
 }
 
