@@ -111,7 +111,7 @@ func (c *call) planCreate(h *cgfs.Hierarchy, path, name string, n needs) (*creat
 	if err != nil {
 		return nil, err
 	}
-	p := &creation{at: at, missing: missing, name: name, subject: subject, decision: d, must: n.must}
+	p := &creation{at: at, missing: missing, name: name, subject: subject, decision: d, must: controllersOf(h, n.must)}
 	p.enable, p.may, err = c.planEnable(h, path, subject, n)
 	return p, err
 }

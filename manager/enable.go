@@ -41,16 +41,21 @@ type enabling struct {
 	decision  privcheck.Decision
 }
 
+// controllersOf returns those of the names that are controllers of h, sorted.
+// What is none to the kernel is there anyway: freezer, devices.
+func controllersOf(h *cgfs.Hierarchy, names []string) []string {
+	cs := slices.DeleteFunc(slices.Clone(names), func(s string) bool { return !slices.Contains(h.Controllers(), s) })
+	slices.Sort(cs)
+	return slices.Compact(cs)
+}
+
 // planEnable finds out which cgroups on the way from the requestor's own one to
 // path have to give what to their children, and decides for each. It changes
 // nothing. On v1 there is nothing to do. may are those of a need for all that
 // can be had.
 func (c *call) planEnable(h *cgfs.Hierarchy, path, subject string, n needs) (steps []*enabling, may []string, err error) {
 	own := c.r().own(h)
-	// What is no controller to the kernel is there anyway: freezer, devices.
-	n.must = slices.DeleteFunc(slices.Clone(n.must), func(s string) bool { return !slices.Contains(h.Controllers(), s) })
-	slices.Sort(n.must)
-	n.must = slices.Compact(n.must)
+	n.must = controllersOf(h, n.must)
 	if h.Version() == cgfs.V1 || !n.all && len(n.must) == 0 {
 		return nil, nil, nil
 	}

@@ -190,6 +190,20 @@ func TestKernelCreateAllOrNothing(t *testing.T) {
 	}
 }
 
+// What is a controller on v1 alone needs nothing on v2, at no level.
+func TestKernelCreateWithoutControllers(t *testing.T) {
+	cgtest.Require(t, cgtest.Root)
+	m := newManager(t)
+	rq := self(t, m)
+	n := name(t)
+	if _, err := m.Create(rq, n+"/a/b", []string{"freezer", "devices"}, map[string]string{"state": "thawed"}); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := m.GetValue(rq, n+"/a/b", []string{"state"}); err != nil || v["state"] != "thawed" {
+		t.Errorf("state: %q, %v", v, err)
+	}
+}
+
 func TestKernelSetValueAllOrNothing(t *testing.T) {
 	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
