@@ -167,7 +167,7 @@ func (d *Dir) settle(now devicePolicy, own bool) error {
 	if err != nil {
 		return err
 	}
-	defer prog.Close()
+	defer func() { _ = prog.Close() }()
 	one := func(c *Dir) error {
 		if err := c.attachDevices(prog); err != nil {
 			return err
@@ -194,7 +194,7 @@ func (d *Dir) setPolicy(p devicePolicy, more bool) error {
 	if err != nil {
 		return err
 	}
-	defer prog.Close()
+	defer func() { _ = prog.Close() }()
 	if more {
 		if err := d.setMark(devicesMark, p.encode()); err != nil {
 			return err

@@ -75,8 +75,12 @@ type device struct {
 }
 
 var probed = []device{
-	{"c", 1, 3}, {"c", 1, 5}, {"c", 240, 3}, {"c", 240, 5},
-	{"b", 240, 3}, {"b", 240, 5},
+	{"c", 1, 3},
+	{"c", 1, 5},
+	{"c", 240, 3},
+	{"c", 240, 5},
+	{"b", 240, 3},
+	{"b", 240, 5},
 }
 
 // prober is a process that tries to use devices in the cgroup that it is in.
@@ -237,7 +241,7 @@ func testDeviceRules(t *testing.T, h *Hierarchy) {
 	null, zero := device{"c", 1, 3}, device{"c", 1, 5}
 	write := func(path, what string, want error) {
 		t.Helper()
-		if err := tr.write(path, what); !errors.Is(err, want) && err != want {
+		if err := tr.write(path, what); !errors.Is(err, want) {
 			t.Fatalf("%q: %s: got %v, want %v", path, what, err, want)
 		}
 	}
@@ -365,7 +369,7 @@ func TestKernelDeviceRulesDiffer(t *testing.T) {
 		for range 40 {
 			op := randomOp(r, a.dirs)
 			log = append(log, op.String())
-			if err1, err2 := op.do(a), op.do(b); err1 != err2 {
+			if err1, err2 := op.do(a), op.do(b); !errors.Is(err1, err2) {
 				t.Fatalf("%v on v1, %v on v2 after\n%s", err1, err2, strings.Join(log, "\n"))
 			}
 			for path := range a.dirs {
@@ -415,7 +419,7 @@ func (o deviceOp) do(tr deviceTree) error {
 	err := tr.write(o.path, o.what+" "+o.rule)
 	// A cgroup of v1 that was removed counts as a child until the kernel has
 	// taken it apart.
-	for try := 0; try < 200 && err == unix.EINVAL && strings.HasPrefix(o.rule, "a") && len(below(tr.dirs, o.path)) == 0; try++ {
+	for try := 0; try < 200 && errors.Is(err, unix.EINVAL) && strings.HasPrefix(o.rule, "a") && len(below(tr.dirs, o.path)) == 0; try++ {
 		time.Sleep(10 * time.Millisecond)
 		err = tr.write(o.path, o.what+" "+o.rule)
 	}
@@ -472,7 +476,7 @@ func newDeviceTree2(t *testing.T) deviceTree {
 // cgroup.
 func TestKernelDeviceRulesLife(t *testing.T) {
 	seen := map[ebpf.ProgramID]bool{}
-	t.Run("", func(t *testing.T) {
+	t.Run("cgroup", func(t *testing.T) {
 		cgtest.NoLeaks(t)
 		tr := newDeviceTree2(t)
 		tr.mkdir("c")
@@ -620,7 +624,8 @@ func TestKernelDeviceRulesMany(t *testing.T) {
 	}
 }
 
-// A program that the kernel does not take leaves the mark as it was.
+// A program that the kernel does not take leaves the mark as it was, and a mark
+// that it does not take the program.
 func TestKernelDeviceRulesFail(t *testing.T) {
 	tr := newDeviceTree2(t)
 	tr.mkdir("c")
@@ -630,6 +635,21 @@ func TestKernelDeviceRulesFail(t *testing.T) {
 	wantErr(t, "one program more than there may be", tr.write("c", "deny a"), ErrTooBig)
 	if got := tr.list("c"); got != "a *:* rwm\n" {
 		t.Errorf("list %q, and nothing is denied", got)
+	}
+
+	tr.mkdir("d")
+	check(t, tr.write("d", "deny a"))
+	h := find(t, open(t, Options{}), "unified")
+	check(t, unix.MountSetattr(h.fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
+	d, err := h.Open(tr.dirs["d"].Path())
+	check(t, err)
+	defer d.Close()
+	wantErr(t, "a mark where nothing is written", d.changeDevices("c 1:3 r", true), unix.EROFS)
+	p := newProber(t)
+	p.enter(tr.dirs["d"])
+	defer p.enter(tr.dirs[""])
+	if p.may(device{"c", 1, 3}, "r") {
+		t.Error("allowed, and not listed")
 	}
 }
 
@@ -707,7 +727,7 @@ func TestKernelDeviceRulesHalfway(t *testing.T) {
 		t.Helper()
 		prog, err := policyOf(t, policy).load()
 		check(t, err)
-		defer prog.Close()
+		defer func() { _ = prog.Close() }()
 		check(t, tr.dirs[path].attachDevices(prog))
 	}
 	// allow c 1:3 r: the mark alone. in was settled before.
@@ -776,7 +796,7 @@ func TestKernelDeviceRulesAtOnce(t *testing.T) {
 		go func() {
 			for i := range 40 {
 				what := []string{"deny c 1:3 w", "allow c 1:3 w", "deny c *:* r", "allow c 1:5 rw", "allow c *:* r"}[i%5]
-				if err := tr.write(path, what); err != nil && err != unix.EPERM {
+				if err := tr.write(path, what); err != nil && !errors.Is(err, unix.EPERM) {
 					done <- err
 					return
 				}
