@@ -1,7 +1,9 @@
 package cgfs
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"math/bits"
 	"os"
@@ -155,6 +157,39 @@ func getMemswUsage2(_ *Set, read Reader) (string, error) {
 	return strconv.FormatUint(total, 10), nil
 }
 
+// LimitsInEffect is what a Reader is asked for where the limits of the cgroups
+// above count too, as they do in v1's memory.stat.
+const LimitsInEffect = "limits in effect"
+
+// LimitsInEffect returns the least limit of d and of those above: a line
+// "memory_limit N", and with swap accounting "memsw_limit N", as v1 shows them.
+func (d *Dir) LimitsInEffect() (string, error) {
+	memory, both, swaps := uint64(unlimited), uint64(unlimited), false
+	for path := d.path; path != "/"; path = path[:max(strings.LastIndexByte(path, '/'), 1)] {
+		at, err := d.h.Open(path)
+		if err != nil {
+			return "", err
+		}
+		m, s, ok, err := readSwap2(func(_, file string) (string, error) {
+			b, err := at.read(file, maxValue)
+			return string(b), err
+		})
+		_ = at.Close()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was not given the controller
+		}
+		if err != nil {
+			return "", err
+		}
+		memory, both, swaps = min(memory, m), min(both, sum(m, s)), swaps || ok
+	}
+	out := "memory_limit " + shown1(memory, pageSize) + "\n"
+	if swaps {
+		out += "memsw_limit " + shown1(both, pageSize) + "\n"
+	}
+	return out, nil
+}
+
 // memoryStats are the fields of v1's memory.stat in its order, each with v2's;
 // swap is in a file of its own there, and of pages paged in and out there is
 // nothing.
@@ -199,18 +234,12 @@ func getMemoryStat2(_ *Set, read Reader) (string, error) {
 			fmt.Fprintf(&total, "total_%s %s\n", f.v1, v)
 		}
 	}
-	// The root has no limit, and no file of it.
-	memory, swapMax := uint64(unlimited), uint64(unlimited)
-	if _, ok, err := optional(read, "memory", "memory.max"); err != nil {
+	limits, err := read("memory", LimitsInEffect)
+	if err != nil {
 		return "", err
-	} else if ok {
-		if memory, swapMax, _, err = readSwap2(read); err != nil {
-			return "", err
-		}
 	}
-	fmt.Fprintf(&own, "hierarchical_memory_limit %s\n", shown1(memory, pageSize))
-	if hasSwap {
-		fmt.Fprintf(&own, "hierarchical_memsw_limit %s\n", shown1(sum(memory, swapMax), pageSize))
+	for line := range strings.Lines(limits) {
+		fmt.Fprintf(&own, "hierarchical_%s", line)
 	}
 	return own.String() + strings.TrimSuffix(total.String(), "\n"), nil
 }

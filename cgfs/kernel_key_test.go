@@ -58,6 +58,9 @@ func (e everywhere) read(controller, file string) (string, error) {
 	if d == nil {
 		return "", ErrNoController
 	}
+	if file == LimitsInEffect {
+		return d.LimitsInEffect()
+	}
 	b, err := d.read(file, 1<<16)
 	return string(b), err
 }
@@ -369,4 +372,37 @@ func TestKernelFileKeys(t *testing.T) {
 			t.Errorf("%s set to %q reads %q, %v; want %q", c.file, c.value, got, err, c.want)
 		}
 	}
+}
+
+// TestKernelLimitsInEffect: a limit above counts below.
+func TestKernelLimitsInEffect(t *testing.T) {
+	cgtest.Require(t, cgtest.Root)
+	e := newEverywhere(t)
+	h, ok := e.s.ByController("memory")
+	if !ok || h.Version() == V1 {
+		t.Log("memory is on v1, where the kernel says it")
+		return
+	}
+	above := e.dirs[h]
+	check(t, above.Enable("memory"))
+	below, err := above.Mkdir("below", 0, 0)
+	check(t, err)
+	defer below.Close()
+	defer func() { check(t, above.Rmdir("below")) }()
+	is := func(d *Dir, memory string) {
+		t.Helper()
+		got, err := d.LimitsInEffect()
+		if first, _, _ := strings.Cut(got, "\n"); err != nil || first != "memory_limit "+memory {
+			t.Errorf("%s: %q, %v; want %s", d.Path(), got, err, memory)
+		}
+	}
+	is(below, "9223372036854771712")
+	check(t, below.write("memory.max", "128M"))
+	is(below, "134217728")
+	check(t, above.write("memory.max", "64M"))
+	is(below, "67108864")
+	is(above, "67108864")
+	check(t, below.write("memory.max", "32M"))
+	is(below, "33554432")
+	is(above, "67108864")
 }

@@ -22,6 +22,7 @@ type Write struct {
 // Reader reads a control file of the cgroup in question, in the hierarchy of
 // controller ("" for a core file of v2). Trailing newlines do not matter. For
 // a file that does not exist it must return an error wrapping fs.ErrNotExist.
+// LimitsInEffect, which is no file, is what Dir.LimitsInEffect returns.
 type Reader func(controller, file string) (string, error)
 
 // Key is a key of the interface CGManager1: an abstract one, the same on every

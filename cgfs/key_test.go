@@ -71,10 +71,10 @@ var (
 	fresh2 = files{
 		"memory.max": "max\n", "memory.low": "0\n", "memory.swap.max": "max\n", "memory.swap.high": "max\n",
 		"memory.events.local": "low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\noom_group_kill 0\n", "memory.swap.events": "high 0\nmax 4\nfail 0\n",
-		"memory.swap.current": "8192\n",
-		"memory.stat":         "anon 8192\nfile 20480\nkernel 4096\nfile_mapped 1\nfile_dirty 2\nfile_writeback 3\nswapcached 4\nanon_thp 5\nshmem 6\ninactive_anon 7\nactive_anon 8\ninactive_file 9\nactive_file 10\nunevictable 11\nworkingset_refault_anon 12\nworkingset_refault_file 13\npgfault 14\npgmajfault 15\n",
-		"memory.numa_stat":    "anon N0=8192 N1=0\nfile N0=20480 N1=4096\ninactive_anon N0=4096 N1=0\nactive_anon N0=4096 N1=0\ninactive_file N0=8192 N1=4096\nactive_file N0=8192 N1=0\nunevictable N0=0 N1=4096\nslab N0=5 N1=5\n",
-		"cpu.max.burst":       "0\n", "cpuset.mems": "\n", "cpuset.mems.effective": "0\n",
+		"memory.swap.current": "8192\n", LimitsInEffect: "memory_limit 4096\nmemsw_limit 8192\n",
+		"memory.stat":      "anon 8192\nfile 20480\nkernel 4096\nfile_mapped 1\nfile_dirty 2\nfile_writeback 3\nswapcached 4\nanon_thp 5\nshmem 6\ninactive_anon 7\nactive_anon 8\ninactive_file 9\nactive_file 10\nunevictable 11\nworkingset_refault_anon 12\nworkingset_refault_file 13\npgfault 14\npgmajfault 15\n",
+		"memory.numa_stat": "anon N0=8192 N1=0\nfile N0=20480 N1=4096\ninactive_anon N0=4096 N1=0\nactive_anon N0=4096 N1=0\ninactive_file N0=8192 N1=4096\nactive_file N0=8192 N1=0\nunevictable N0=0 N1=4096\nslab N0=5 N1=5\n",
+		"cpu.max.burst":    "0\n", "cpuset.mems": "\n", "cpuset.mems.effective": "0\n",
 		"devices.list":   "a *:* rwm\n",
 		"io.stat":        "8:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n8:16 rbytes=1 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
 		"memory.current": "4096\n", "memory.peak": "8192\n",
@@ -603,7 +603,7 @@ func TestFindFile(t *testing.T) {
 		want string
 	}{
 		{V1, "memory.stat", V2, "cache 20480\nrss 8192\nrss_huge 5\nshmem 6\nmapped_file 1\ndirty 2\nwriteback 3\nworkingset_refault_anon 12\nworkingset_refault_file 13\nswap 8192\nswapcached 4\npgfault 14\npgmajfault 15\ninactive_anon 7\nactive_anon 8\ninactive_file 9\nactive_file 10\nunevictable 11\n" +
-			"hierarchical_memory_limit 9223372036854771712\nhierarchical_memsw_limit 9223372036854771712\n" +
+			"hierarchical_memory_limit 4096\nhierarchical_memsw_limit 8192\n" +
 			"total_cache 20480\ntotal_rss 8192\ntotal_rss_huge 5\ntotal_shmem 6\ntotal_mapped_file 1\ntotal_dirty 2\ntotal_writeback 3\ntotal_workingset_refault_anon 12\ntotal_workingset_refault_file 13\ntotal_swap 8192\ntotal_swapcached 4\ntotal_pgfault 14\ntotal_pgmajfault 15\ntotal_inactive_anon 7\ntotal_active_anon 8\ntotal_inactive_file 9\ntotal_active_file 10\ntotal_unevictable 11"},
 		{V1, "memory.stat", V1, strings.TrimSuffix(fresh1["memory.stat"], "\n")},
 		{V2, "memory.stat", V2, strings.TrimSuffix(fresh2["memory.stat"], "\n")},

@@ -263,10 +263,7 @@ func (c *call) translated0(h *cgfs.Hierarchy, name, subject string) (*setting, e
 
 // reader0 reads control files of one place; subject is the key that needs them.
 func (c *call) reader0(p *place, subject string) cgfs.Reader {
-	return func(_, file string) (string, error) {
-		b, err := c.value(p, file, subject)
-		return strings.TrimRight(string(b), "\n"), err
-	}
+	return func(_, file string) (string, error) { return c.content(p, file, subject) }
 }
 
 // GetValue0 implements api.CGManager0.

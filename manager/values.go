@@ -439,7 +439,20 @@ func (c *call) readFile(places []*place, controller, file, name string) (string,
 			return "", err
 		}
 	}
-	b, err := c.value(at, file, "key "+quote(file)+" of "+quote(name))
+	return c.content(at, file, "key "+quote(file)+" of "+quote(name))
+}
+
+// content is what a cgfs.Reader of a place returns. The limits above count for
+// who may read memory.stat: on v1 the kernel shows them there.
+func (c *call) content(at *place, file, subject string) (string, error) {
+	name := file
+	if file == cgfs.LimitsInEffect {
+		name = "memory.stat"
+	}
+	b, err := c.value(at, name, subject)
+	if err == nil && file == cgfs.LimitsInEffect {
+		return at.dir.LimitsInEffect()
+	}
 	return strings.TrimRight(string(b), "\n"), err
 }
 
