@@ -316,7 +316,7 @@ func (p *plan) decideName(s setting) error {
 		return p.absent(s, s.h)
 	}
 	_, err := p.decide(p.subject(s.name), func(who *party) privcheck.Decision {
-		return privcheck.SetValue(who.r, at.of(who), s.name, s.value, at.object())
+		return privcheck.SetValue(who.r, at.of(who), s.name, s.value, privcheck.Object{})
 	})
 	return err
 }
