@@ -152,12 +152,89 @@ func Create(r Requestor, parent Place) Decision {
 	return d
 }
 
+// Session is a cgroup in a tree that systemd manages and has not delegated.
+type Session struct {
+	// Own is the requestor's own cgroup in systemd's tree.
+	Own string
+	// Left has the limits of every hierarchy that a scope would not be under.
+	Left Left
+	// Scopes is how many its uid has already.
+	Scopes int
+}
+
+// MaxScopes is how many scopes a uid may have at the same time.
+const MaxScopes = 64
+
+// Scope answers clause 3 for a requestor in a cgroup that systemd has not
+// delegated: may systemd, which does what the daemon asks, be asked for a scope
+// of r's own in the slice around that cgroup (SliceOf)?
+func Scope(r Requestor, s Session) Decision {
+	slice, ok := SliceOf(s.Own)
+	switch {
+	case r.UID == NoID || r.GID == NoID || !ok:
+		return deny("3 unknown", "who you are, or where, is not known")
+	case r.Outside():
+		return deny("3 undelegated", "systemd manages your cgroup and has not delegated it")
+	case r.HostRoot():
+		return allow("3 scope host root")
+	case slice != "/user.slice/user-"+strconv.FormatUint(uint64(r.UID), 10)+".slice":
+		return deny("3 undelegated", "systemd manages your cgroup and has not delegated it")
+	case s.Scopes >= MaxScopes:
+		return deny("3 scopes", "you have too many scopes already")
+	}
+	if d := leaves(r, s.Left); !d.allowed {
+		return d.in("3")
+	}
+	return allow("3 scope")
+}
+
+// leaves reports whether r may go, or let a task go, to where the limits are not
+// in force. Those that clause 6 lets r write are no obstacle: r could lift them.
+func leaves(r Requestor, l Left) Decision {
+	if !l.Known {
+		return deny("3 unknown", "the limits in force are not known")
+	}
+	for _, limit := range l.Limits {
+		if r.UID == 0 || ClassOf(limit.Name) != Delegable || !access(r, limit.File, Write).allowed {
+			return deny("3 limit", "a limit that is not yours to lift is in force where you are and would not bind a scope ("+limit.Name+")")
+		}
+	}
+	return allow("3 leaves")
+}
+
+// SliceOf returns the innermost slice of systemd's own around a cgroup: of
+// /user.slice/user-1000.slice/session-1.scope the first two. It is "/" where
+// there is none, and false for a path that is unknown.
+func SliceOf(path string) (string, bool) {
+	if !clean(path) {
+		return "", false
+	}
+	slice := ""
+	for c := range strings.SplitSeq(path[1:], "/") {
+		if !strings.HasSuffix(c, ".slice") {
+			break
+		}
+		slice += "/" + c
+	}
+	if slice == "" {
+		slice = "/"
+	}
+	return slice, true
+}
+
 // Move answers clause 4: may r move t to the cgroup dst? dstTasks is dst's
 // file of tasks (on v2 cgroup.procs). common is the nearest common ancestor of
 // t.Cgroup and dst.Target with commonTasks its file of tasks; they are looked at
 // only if dst is neither where the task is nor below that.
 func Move(r Requestor, t Task, dst Place, dstTasks Object, common Place, commonTasks Object) Decision {
-	if d := OverTask(r, dst.Own, t); !d.allowed {
+	// The cgroup that a scope stands for, and none below it: into that somebody
+	// may have put the task.
+	entering := dst.From != "" && t.Cgroup == dst.From && !Below(dst.Own, t.Cgroup)
+	over := dst.Own
+	if entering {
+		over = dst.From
+	}
+	if d := OverTask(r, over, t); !d.allowed {
 		return d.in("4")
 	}
 	d := Over(r, dst, dstTasks, Write)
@@ -167,6 +244,14 @@ func Move(r Requestor, t Task, dst Place, dstTasks Object, common Place, commonT
 	// On its way up a task only comes under more limits.
 	if !Below(dst.Target, t.Cgroup) && escapes(r, dst.Way...) {
 		return deny("4 flat", flatReason)
+	}
+	if entering {
+		if !r.HostRoot() {
+			if d := leaves(r, dst.Left); !d.allowed {
+				return d.in("4")
+			}
+		}
+		return d.in("4 scope")
 	}
 	if Below(t.Cgroup, dst.Target) {
 		return d.in("4 down")

@@ -226,6 +226,88 @@ func TestMove(t *testing.T) {
 	})
 }
 
+func TestScope(t *testing.T) {
+	const login = "/user.slice/user-1000.slice/session-1.scope"
+	free := Left{Known: true}
+	in := func(own string, l Left, scopes int) Session { return Session{Own: own, Left: l, Scopes: scopes} }
+	limit := func(name string, o Object) Left { return Left{Known: true, Limits: []Limit{{Name: name, File: o}}} }
+	theirs := limit("memory.max", f(0, 0, 0o644))
+	check(t, []row{
+		{"a login session", Scope(owner, in(login, free, 0)), "3 scope"},
+		{"below the user's own systemd", Scope(owner, in("/user.slice/user-1000.slice/user@1000.service/app.slice/x.scope", free, 0)), "3 scope"},
+		{"host root anywhere", Scope(hostRoot, in("/system.slice/x.service", theirs, 1000)), "3 scope host root"},
+		{"a service", Scope(owner, in("/system.slice/x.service", free, 0)), "no 3 undelegated"},
+		{"another user's session", Scope(other, in(login, free, 0)), "no 3 undelegated"},
+		{"a number that starts alike", Scope(host(100, 100, false), in(login, free, 0)), "no 3 undelegated"},
+		{"a slice below the user's", Scope(owner, in("/user.slice/user-1000.slice/user-1000-x.slice/a.scope", free, 0)), "no 3 undelegated"},
+		{"not where it only looks like it", Scope(owner, in("/x.scope"+login, free, 0)), "no 3 undelegated"},
+		{"a container", Scope(ctRoot, in("/user.slice/user-100000.slice/session-1.scope", free, 0)), "no 3 undelegated"},
+		{"root of one with the host's uids", Scope(privRoot, in("/user.slice/user-0.slice/session-1.scope", free, 0)), "no 3 undelegated"},
+		{"no path", Scope(owner, in("", free, 0)), "no 3 unknown"},
+		{"nobody", Scope(host(NoID, 0, false), in(login, free, 0)), "no 3 unknown"},
+		{"as many as allowed", Scope(owner, in(login, free, MaxScopes-1)), "3 scope"},
+		{"one too many", Scope(owner, in(login, free, MaxScopes)), "no 3 scopes"},
+		{"limits that nobody looked at", Scope(owner, in(login, Left{}, 0)), "no 3/3 unknown"},
+		{"a limit of root's", Scope(owner, in(login, theirs, 0)), "no 3/3 limit"},
+		{"a limit of its own", Scope(owner, in(login, limit("memory.max", f(1000, 1000, 0o644)), 0)), "3 scope"},
+		{"of its own, without the right to write it", Scope(owner, in(login, limit("memory.max", f(1000, 1000, 0o444)), 0)), "no 3/3 limit"},
+		{"its own file, but no key", Scope(owner, in(login, limit("io.prio.class", f(1000, 1000, 0o644)), 0)), "no 3/3 limit"},
+		{"one without a file", Scope(owner, in(login, limit("device program", Object{UID: NoID, GID: NoID}), 0)), "no 3/3 limit"},
+		{"uid 0 lifts none", Scope(noCaps, in("/user.slice/user-0.slice/session-1.scope", theirs, 0)), "no 3/3 limit"},
+	})
+}
+
+// A scope stands for the cgroup that its owner is in: tasks of that one enter it.
+func TestMoveIntoScope(t *testing.T) {
+	const from, scope = "/u/session", "/u/scope"
+	dst := func(l Left) Place {
+		p := at(scope, scope+"/x", d(1000, 1000, 0o755), d(1000, 1000, 0o755))
+		p.From, p.Left = from, l
+		return p
+	}
+	tasks := f(1000, 1000, 0o644)
+	free := Left{Known: true}
+	bound := Left{Known: true, Limits: []Limit{{Name: "pids.max", File: f(0, 0, 0o644)}}}
+	move := func(r Requestor, v Task, p Place) Decision { return Move(r, v, p, tasks, Place{}, Object{}) }
+	root := dst(bound)
+	root.Dir, root.Way = d(0, 0, 0o755), []Object{d(0, 0, 0o755)}
+	elsewhere := dst(free)
+	elsewhere.From = ""
+	check(t, []row{
+		{"from the session", move(owner, task(from, 1000), dst(free)), "4 scope/1 owner"},
+		{"from within the scope", Move(owner, task(scope, 1000), dst(Left{}), tasks, Place{}, Object{}), "4 down/1 owner"},
+		{"of another user", move(owner, task(from, 1001), dst(free)), "no 4/2 uid"},
+		{"from below the session", move(owner, task(from+"/jail", 1000), dst(free)), "no 4/2 subtree"},
+		{"from above it", move(owner, task("/u", 1000), dst(free)), "no 4/2 subtree"},
+		{"from elsewhere", move(owner, task("/u/session2", 1000), dst(free)), "no 4/2 subtree"},
+		{"from under a limit", move(owner, task(from, 1000), dst(bound)), "no 4/3 limit"},
+		{"from under limits that nobody looked at", move(owner, task(from, 1000), dst(Left{})), "no 4/3 unknown"},
+		{"host root leaves limits", move(hostRoot, task(from, 0), root), "4 scope/1 root"},
+		{"no scope", move(owner, task(from, 1000), elsewhere), "no 4/2 subtree"},
+	})
+}
+
+func TestSliceOf(t *testing.T) {
+	for path, want := range map[string]string{
+		"/":                                "/",
+		"/init.scope":                      "/",
+		"/a.slice":                         "/a.slice",
+		"/a.slice/a-b.slice/x.scope":       "/a.slice/a-b.slice",
+		"/a.slice/x.service/b.slice/c":     "/a.slice",
+		"/lxc/a.slice":                     "/",
+		"/user.slice/user-1.slice/s.scope": "/user.slice/user-1.slice",
+	} {
+		if got, ok := SliceOf(path); !ok || got != want {
+			t.Errorf("SliceOf(%q) = %q, %v, want %q", path, got, ok, want)
+		}
+	}
+	for _, path := range []string{"", "a.slice", "/a.slice/../b.slice", "/a.slice//x"} {
+		if got, ok := SliceOf(path); ok {
+			t.Errorf("SliceOf(%q) = %q", path, got)
+		}
+	}
+}
+
 func TestChown(t *testing.T) {
 	half := ctRoot
 	half.GIDs = IDMap{{Inside: 0, Outside: 100000, Count: 1}}

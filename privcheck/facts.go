@@ -133,6 +133,28 @@ type Place struct {
 	Way []Object
 	// Dir is Target's directory.
 	Dir Object
+	// From is where the requestor is, if Own is a scope that stands for that
+	// cgroup (see Scope); empty if it is Own itself.
+	From string
+	// Left is what the task leaves behind that is to be moved from From.
+	Left Left
+}
+
+// Left is what no longer binds a task that goes from a cgroup into a scope
+// beside it: the limits in force on that cgroup and on those above it, up to and
+// without the nearest one that has the scope below it too.
+type Left struct {
+	// Known: they were looked at, all of them.
+	Known  bool
+	Limits []Limit
+}
+
+// Limit is a limit in force.
+type Limit struct {
+	// Name is that of its file, or says what it is, where it has none.
+	Name string
+	// File is its file. What has none has no known owner (NoID).
+	File Object
 }
 
 // Task is a task that is to be acted upon.
