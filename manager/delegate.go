@@ -92,6 +92,10 @@ func (c *call) delegable(name string, controllers []string) ([]*cgfs.Hierarchy, 
 // namespace shows it.
 func (c *call) shown(h *cgfs.Hierarchy, name string) (string, error) {
 	cgroups := c.r().cgroups
+	if c.r().scope != "" {
+		// It is no part of where r is, which is all that its namespace shows.
+		return join(c.r().own(h), name), nil
+	}
 	if !c.r().r.SameCgroupNS {
 		var err error
 		if cgroups, err = c.r().proc.OwnCgroups(); err != nil {

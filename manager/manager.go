@@ -29,6 +29,9 @@ type Config struct {
 	// MaxCgroups bounds how many cgroups an owner may have in a hierarchy; see
 	// quota. 0 means DefaultMaxCgroups.
 	MaxCgroups int
+	// Hold starts the process that a scope of systemd's begins with. Without it
+	// nothing is asked of systemd, and nothing known of what it manages.
+	Hold func() (Holder, error)
 	// Log receives a line for each change and each refusal.
 	Log *logrus.Logger
 }
@@ -42,6 +45,7 @@ type Manager struct {
 	quota    *quota
 	ledger   *ledger
 	reaper   *reaper
+	beside   *beside         // nil where systemd does not run
 	moving   locks[int32]    // by pid; held from the last look at a task to its move
 	killing  locks[watchKey] // of cgroups; held while Kill freezes and thaws
 	// refusals bounds the audit lines of refusals; unwritten counts those
@@ -68,6 +72,9 @@ func New(c Config) (*Manager, error) {
 	}
 	m.quota = newQuota(c.MaxCgroups)
 	m.ledger = newLedger(m.quota.max)
+	if m.beside, err = newBeside(c); err != nil {
+		return nil, err
+	}
 	if m.reaper, err = newReaper(m.set, m.log); err != nil {
 		return nil, err
 	}
@@ -76,7 +83,12 @@ func New(c Config) (*Manager, error) {
 
 // Close stops looking after marked cgroups. Marks stay where they are, in the
 // kernel.
-func (m *Manager) Close() { m.reaper.close() }
+func (m *Manager) Close() {
+	if m.beside != nil {
+		m.beside.close()
+	}
+	m.reaper.close()
+}
 
 // peer is the opener of a connection.
 type peer struct {
@@ -148,10 +160,23 @@ type party struct {
 	// ownPath is the answer of own for ownIn, the hierarchy last asked about.
 	ownPath string
 	ownIn   *cgfs.Hierarchy
+	// undelegated: systemd manages where it is. scope is the path of what
+	// stands for that, if there is one.
+	undelegated bool
+	scope       string
 }
 
 // own returns the party's own cgroup in h, "" if it is unknown.
 func (p *party) own(h *cgfs.Hierarchy) string {
+	if p.scope != "" && scoped(h) {
+		return p.scope
+	}
+	return p.present(h)
+}
+
+// present returns where the party is in h, "" if that is unknown: its own
+// cgroup, unless a scope stands for it.
+func (p *party) present(h *cgfs.Hierarchy) string {
 	if p.ownIn != h {
 		p.ownPath, p.ownIn = p.findOwn(h), h
 	}
@@ -235,6 +260,10 @@ func (m *Manager) begin(op string, rq *api.Request) (*call, error) {
 		return nil, err
 	}
 	if err := c.nested(); err != nil {
+		c.release()
+		return nil, err
+	}
+	if err := c.establish(); err != nil {
 		c.release()
 		return nil, err
 	}

@@ -169,7 +169,9 @@ func (c *call) moveDecision(v *victim, dst *place) (privcheck.Decision, error) {
 			if common != nil {
 				cp = common.of(p)
 			}
-			return privcheck.Move(p.r, c.task(v, i, dst.h, p), dst.of(p), dstTasks, cp, commonTasks)
+			to := dst.of(p)
+			c.entering(p, dst.h, at, &to)
+			return privcheck.Move(p.r, c.task(v, i, dst.h, p), to, dstTasks, cp, commonTasks)
 		})
 		if err != nil {
 			return last, err

@@ -135,9 +135,12 @@ func (e *advisedError) Hint() string  { return e.hint }
 func (e *advisedError) Unwrap() error { return e.error }
 
 // advise tells who has a part of some hierarchies only, and named none, how to
-// name them.
+// name them, unless the daemon knows better.
 func advise(err error, controllers []string) error {
 	if len(controllers) > 0 || !client.IsDenied(err) {
+		return err
+	}
+	if e, ok := errors.AsType[*client.Error](err); ok && e.Hint() != "" {
 		return err
 	}
 	return &advisedError{err, "name the controllers whose cgroups were given to you with --controller"}

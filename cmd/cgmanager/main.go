@@ -28,6 +28,9 @@ const (
 )
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == holdArg {
+		hold()
+	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -151,7 +154,7 @@ func serve(o options, log *logrus.Logger) (err error) {
 	if len(set.Hierarchies()) == 0 {
 		return errors.New("no cgroup hierarchy is mounted (hint: mount cgroup2 at /sys/fs/cgroup, or use --mount)")
 	}
-	m, err := manager.New(manager.Config{Hierarchies: set, MaxDepth: o.maxDepth, Log: log})
+	m, err := manager.New(manager.Config{Hierarchies: set, MaxDepth: o.maxDepth, Hold: startHolder, Log: log})
 	if err != nil {
 		return err
 	}

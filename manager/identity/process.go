@@ -190,6 +190,23 @@ func (p *Process) enterCgroupNS() error {
 // if this, asked afterwards, is false.
 func (p *Process) LeaderExiting() bool { return p.exiting(p.pid) }
 
+// Started returns when the process was started, in the kernel's words: with the pid
+// it tells a process from all others until the next boot.
+func (p *Process) Started() (string, error) {
+	b, err := p.read("stat")
+	if err != nil {
+		return "", err
+	}
+	// The 22nd field; the second, in parentheses, may be anything
+	// (proc_pid_stat(5)).
+	const afterName = 22 - 3
+	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(fields) <= afterName {
+		return "", errMalformed
+	}
+	return string(fields[afterName]), nil
+}
+
 // exiting reports whether a thread of the process has begun to exit, or
 // whether that cannot be told.
 func (p *Process) exiting(tid int32) bool {

@@ -38,7 +38,8 @@ func Main(m *testing.M) {
 }
 
 // Require skips the test if this machine lacks one of the features: "root",
-// "v1", "v2", "unified" (a v2 that has the controllers), "userns", "cc", or the name of another program. A feature that
+// "v1", "v2", "unified" (a v2 that has the controllers), "userns", "systemd" (as
+// the first process), "cc", or the name of another program. A feature that
 // the environment variable CGM_REQUIRE lists (comma separated) must be there:
 // its lack is a failure. Programs must be there as soon as it lists anything,
 // because .ci/deps installs them.
@@ -59,7 +60,7 @@ func Require(t testing.TB, features ...string) {
 func required(feature string) bool {
 	list := os.Getenv("CGM_REQUIRE")
 	switch feature {
-	case "root", "v1", "v2", "unified", "userns":
+	case "root", "v1", "v2", "unified", "userns", "systemd":
 		return slices.Contains(strings.Split(list, ","), feature)
 	}
 	return list != ""
@@ -93,6 +94,11 @@ func missing(feature string) error {
 		}
 		if strings.TrimSpace(string(b)) == "0" {
 			return errors.New("user.max_user_namespaces is 0")
+		}
+		return nil
+	case "systemd":
+		if b, err := os.ReadFile("/proc/1/comm"); err != nil || string(b) != "systemd\n" {
+			return fmt.Errorf("the first process is %q", b)
 		}
 		return nil
 	case "cc":
