@@ -38,13 +38,20 @@ func (c *call) controllers0(arg string) ([]*cgfs.Hierarchy, error) {
 	return c.hierarchies(names)
 }
 
+// several reports whether a controller argument is of several hierarchies, or
+// would be on a host of v1: what may be asked of one at a time does not depend
+// on the host.
+func several(arg string, hs []*cgfs.Hierarchy) bool {
+	return len(hs) != 1 || hs[0].Version() == cgfs.V2 && (arg == "all" || strings.Contains(arg, ","))
+}
+
 // controller0 resolves a controller argument that means one hierarchy.
 func (c *call) controller0(arg string) (*cgfs.Hierarchy, error) {
 	hs, err := c.controllers0(arg)
 	if err != nil {
 		return nil, err
 	}
-	if len(hs) != 1 {
+	if several(arg, hs) {
 		return nil, api.Errorf(api.Invalid, "%s: one controller at a time, not %q", c.op, arg)
 	}
 	return hs[0], nil
@@ -127,7 +134,7 @@ func (c *call) each(controller string, f func(h *cgfs.Hierarchy) error) (found b
 		err := f(h)
 		missing := isKind(err, api.NotFound)
 		found = found || !missing
-		if len(hs) > 1 && (missing || isKind(err, api.Denied)) {
+		if several(controller, hs) && (missing || isKind(err, api.Denied)) {
 			continue
 		}
 		if err != nil {
@@ -497,7 +504,7 @@ func (c *call) move0(controller, cgroup string, v *victim, s slashes, confined f
 		if err != nil {
 			return c.kernel(subject, err)
 		}
-		if len(hs) > 1 { // which of them: move asks again
+		if several(controller, hs) { // which of them: move asks again
 			if _, err := question(v, p); err != nil {
 				refusal = err
 				return err

@@ -362,6 +362,12 @@ func conform0(c *client) {
 	c.v0("InvalidArgs", "SetValue", "memory", "gone", "memory.limit_in_bytes", "1M")
 	c.v0("InvalidArgs", "SetValue", "memory", "", "memory.limit_in_bytes", "1M")
 	c.v0("InvalidArgs", "GetValue", "memory", "gone", "memory.limit_in_bytes")
+	for _, ctrls := range (list{"memory,freezer", "all"}) { // one at a time
+		c.v0("InvalidArgs", "GetValue", ctrls, "e", "memory.limit_in_bytes")
+		c.v0("InvalidArgs", "GetTasks", ctrls, "e")
+		c.v0("InvalidArgs", "GetPidCgroup", ctrls, int32(c.PID))
+	}
+	c.v0("InvalidArgs", "Chown", "memory", "gone", int32(-1), int32(-1))
 	c.v0("InvalidArgs", "MovePid", "memory", "gone", int32(c.PID))
 	c.v0("InvalidArgs", "MovePid", "memory", "e", int32(1<<22-1))
 	c.v0("InvalidArgs", "MovePidAbs", "memory", "/", int32(c.PID))

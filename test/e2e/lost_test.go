@@ -242,7 +242,7 @@ func TestKernelNothingLostTermination(t *testing.T) {
 	harness.Require(t, "root")
 	conns, creates := 24, 12
 	if harness.Emulated() {
-		conns, creates = 4, 6 // what can be done in the time that there is
+		conns, creates = 3, 2 // what can be done in the time that there is
 	}
 	for round := range harness.Rounds(5) {
 		t.Run(fmt.Sprint("round ", round), func(t *testing.T) {
