@@ -38,8 +38,8 @@ func Main(m *testing.M) {
 }
 
 // Require skips the test if this machine lacks one of the features: "root",
-// "v1", "v2", "unified" (a v2 that has the controllers), "userns", "systemd" (as
-// the first process), "cc", or the name of another program. A feature that
+// "v1", "v2", "unified" (a v2 that has the controllers, and no systemd), "userns",
+// "systemd" (as the first process), "cc", or the name of another program. A feature that
 // the environment variable CGM_REQUIRE lists (comma separated) must be there:
 // its lack is a failure. Programs must be there as soon as it lists anything,
 // because .ci/deps installs them.
@@ -81,6 +81,9 @@ func missing(feature string) error {
 		}
 		return errors.New("no such hierarchy is mounted")
 	case "unified":
+		if _, err := os.Stat("/run/systemd/system"); err == nil {
+			return errors.New("systemd delegates here")
+		}
 		for _, h := range Hierarchies() {
 			if h.V2 && slices.Contains(h.Controllers(), "memory") {
 				return nil
