@@ -66,6 +66,18 @@ func (p ProcCgroup) AtRoot(hs ...*Hierarchy) bool {
 	return false
 }
 
+// RootAlone reports whether it says "/" of every hierarchy of version 1, or there
+// is none. Only then can it be of a task that has begun to exit, which on version
+// 2 is said to be where it was at that moment, wherever its process is now.
+func (p ProcCgroup) RootAlone() bool {
+	for line := range bytes.Lines(p) {
+		if !bytes.HasPrefix(line, []byte("0:")) && !bytes.HasSuffix(line, []byte(":/\n")) {
+			return false
+		}
+	}
+	return true
+}
+
 // attached is a hierarchy that exists in the kernel, mounted or not.
 type attached struct {
 	id     string

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"cgmanager/api"
 	"cgmanager/cgfs/cgtest"
@@ -70,6 +71,50 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	if err := m.MovePid0(rq, "freezer", strings.TrimPrefix(n, "/")+"/jail", api.Victim{PID: int64(victim)}); kind(err) != api.Denied {
 		t.Errorf("another's process: %v, want a refusal", err)
 	}
+}
+
+// On v2 the kernel goes on to say of a first thread that has exited where it was
+// then, and does not list its process where that is moved later. It is confined to
+// nothing that could be told, so it has no rights; and it is killed all the same.
+func TestKernelFirstThreadExitedThenMoved(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.V2)
+	m := newManager(t)
+	mount := cgtest.Own(t, "unified")
+	n := "/" + name(t)
+	const uid = 61000
+	for _, d := range []string{n, n + "/own", n + "/own/jail"} {
+		if err := os.Mkdir(mount+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		give(t, mount+d, uid)
+	}
+	pid := cgtest.Headless(t, mount+n+"/own")
+	if err := os.WriteFile(mount+n+"/own/jail/cgroup.procs", []byte(strconv.Itoa(pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	cred := api.Cred{PID: int32(pid), UID: uid, GID: uid}
+	peer, err := m.Open(cred, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rq := &api.Request{Peer: peer, Opener: cred, Sender: cred}
+	if names, err := m.ListChildren(rq, ""); kind(err) != api.Denied {
+		t.Errorf("it sees the cgroup that it was taken out of: %q, %v", names, err)
+	}
+	if _, err := m.Create(rq, "x", []string{"freezer"}, nil); kind(err) != api.Denied {
+		t.Errorf("it makes a cgroup: %v", err)
+	}
+	peer.Close()
+	if err := m.Kill(self(t, m), strings.TrimPrefix(n, "/")+"/own/jail"); err != nil {
+		t.Errorf("Kill: %v", err)
+	}
+	for range 1000 {
+		if b := read(t, mount+n+"/own/jail/cgroup.events"); strings.Contains(b, "populated 0") {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Error("it lives on")
 }
 
 // Threads that come and go all the time are not seen at rest at the first look,

@@ -188,8 +188,13 @@ func (p *party) findOwn(h *cgfs.Hierarchy) string {
 	if !ok {
 		return ""
 	}
-	// Outside, "/" gives no rights anyway.
-	if path == "/" && h.Version() == cgfs.V1 && !p.r.Outside() {
+	// Of a first thread that has exited the kernel says "/" on v1, where that gives
+	// no rights outside anyway, and on v2 where it was then.
+	suspect := path == "/" && !p.r.Outside()
+	if h.Version() == cgfs.V2 {
+		suspect = p.cgroups.RootAlone()
+	}
+	if suspect {
 		if !p.asked {
 			p.exiting, p.asked = p.proc.LeaderExiting(), true
 		}

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -203,15 +204,41 @@ func (c *call) member(pid int32, subject string) (*victim, error) {
 }
 
 // subtreeProcs returns the processes in dir and below, in the daemon's
-// numbers.
+// numbers. A list of processes of v2 does not have one that was moved after its
+// first thread had exited; such are looked for by their threads where nothing
+// else is left.
 func subtreeProcs(dir *cgfs.Dir) ([]int32, error) {
+	all, err := subtree(dir, (*cgfs.Dir).Procs)
+	if err != nil || len(all) > 0 || dir.Hierarchy().Version() == cgfs.V1 {
+		return all, err
+	}
+	tids, err := subtree(dir, (*cgfs.Dir).Threads)
+	if err != nil {
+		return nil, err
+	}
+	for _, tid := range tids {
+		t, err := openTask(tid)
+		if err != nil {
+			return nil, err
+		}
+		if t != nil {
+			all = append(all, t.PID())
+			t.Close()
+		}
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+// subtree returns what list says of dir and of the cgroups below.
+func subtree(dir *cgfs.Dir, list func(*cgfs.Dir) ([]int32, error)) ([]int32, error) {
 	var all []int32
 	err := dir.Walk(func(d *cgfs.Dir) error {
-		pids, err := d.Procs()
+		ids, err := list(d)
 		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
-		all = append(all, pids...)
+		all = append(all, ids...)
 		return err
 	})
 	return all, err

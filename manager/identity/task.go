@@ -314,7 +314,7 @@ func (t *Task) member(tid int32, hs []*cgfs.Hierarchy) (Member, error) {
 		return Member{}, err
 	}
 	cg := cgfs.ProcCgroup(b)
-	if cg.AtRoot(hs...) && t.exiting(tid) {
+	if (cg.AtRoot(hs...) || tid == t.pid && cg.RootAlone()) && t.exiting(tid) {
 		return Member{}, ErrGone
 	}
 	return Member{TID: tid, UIDs: [3]uint32(st.UIDs[:3]), Cgroups: cg}, nil
