@@ -20,8 +20,11 @@ func TestKernelInForce(t *testing.T) {
 	s := open(t, Options{})
 	set := map[string][][2]string{ // by controller: file and value
 		"memory": {
-			{"memory.max", "64M"}, {"memory.high", "64M"}, {"memory.swap.max", "0"},
-			{"memory.limit_in_bytes", "64M"}, {"memory.soft_limit_in_bytes", "64M"},
+			{"memory.max", "64M"},
+			{"memory.high", "64M"},
+			{"memory.swap.max", "0"},
+			{"memory.limit_in_bytes", "64M"},
+			{"memory.soft_limit_in_bytes", "64M"},
 		},
 		"pids":     {{"pids.max", "100"}},
 		"cpu":      {{"cpu.max", "50000 100000"}, {"cpu.weight", "50"}, {"cpu.idle", "1"}, {"cpu.cfs_quota_us", "50000"}, {"cpu.shares", "512"}},
