@@ -179,9 +179,7 @@ func (d *Dir) Enable(ctrls ...string) error {
 			return fmt.Errorf("enable %q: %w", c, ErrNoController)
 		}
 	}
-	enable := func() error {
-		return d.write("cgroup.subtree_control", "+"+strings.Join(missing, " +"))
-	}
+	enable := func() error { return d.give(missing) }
 	if err = enable(); errors.Is(err, unix.EOPNOTSUPP) {
 		var more []string
 		if more, err = d.unthread(); err != nil {
@@ -197,6 +195,48 @@ func (d *Dir) Enable(ctrls ...string) error {
 		return err
 	}
 	return d.handOver(missing)
+}
+
+// give writes controllers to cgroup.subtree_control. The kernel takes those that
+// can do with threads (cpu, cpuset, pids) of a cgroup that has processes too, and
+// makes it the root of a threaded subtree: no process could be moved into a child
+// any more. So that is EBUSY here, as it is for the others.
+func (d *Dir) give(ctrls []string) error {
+	domain, err := d.isDomain()
+	if err != nil {
+		return err
+	}
+	busy := &os.PathError{Op: "enable", Path: "cgroup.subtree_control", Err: unix.EBUSY}
+	if domain {
+		// Not Procs, which has those too of which the first thread alone is left
+		// here, exited: the kernel does not move it, and does not mind it.
+		if tids, err := d.Threads(); err != nil {
+			return err
+		} else if len(tids) > 0 {
+			return busy
+		}
+	}
+	if err := d.write("cgroup.subtree_control", "+"+strings.Join(ctrls, " +")); err != nil || !domain {
+		return err
+	}
+	if still, err := d.isDomain(); err != nil || still {
+		return err
+	}
+	// A process came in just then.
+	if err := d.write("cgroup.subtree_control", "-"+strings.Join(ctrls, " -")); err != nil {
+		return err
+	}
+	return busy
+}
+
+// isDomain reports whether d is a cgroup like most: neither threaded, nor the
+// root of a threaded subtree, nor the hierarchy's.
+func (d *Dir) isDomain() (bool, error) {
+	if d.IsRoot() {
+		return false, nil
+	}
+	kind, err := d.words("cgroup.type")
+	return slices.Equal(kind, []string{"domain"}), err
 }
 
 // unthread takes back the controllers that d gives to its children, and returns
@@ -393,9 +433,17 @@ func (d *Dir) divide(enable func() error) (err error) {
 // process goes into d's hidden leaf where d is divided.
 func (d *Dir) Enter(f *File, id int32) error {
 	number := strconv.Itoa(int(id))
-	err := f.Write(number)
-	if !errors.Is(err, unix.EBUSY) || d.h.version == V1 || f.Name() != "cgroup.procs" {
+	if d.h.version == V1 || f.Name() != "cgroup.procs" {
+		return f.Write(number)
+	}
+	divided, err := d.divided()
+	if err != nil {
 		return err
+	}
+	if !divided {
+		if err := f.Write(number); !errors.Is(err, unix.EBUSY) {
+			return err
+		}
 	}
 	leaf, err := d.MakeLeaf()
 	if err != nil {
@@ -403,6 +451,17 @@ func (d *Dir) Enter(f *File, id int32) error {
 	}
 	defer leaf.Close()
 	return leaf.write("cgroup.procs", number)
+}
+
+// divided reports whether d is to have no processes itself because it gives
+// controllers to its children. The kernel lets some in where these controllers
+// can do with threads and no child has a process yet: see give.
+func (d *Dir) divided() (bool, error) {
+	given, err := d.words("cgroup.subtree_control")
+	if err != nil || len(given) == 0 {
+		return false, err
+	}
+	return d.isDomain()
 }
 
 // empty moves each process that is in d.

@@ -181,6 +181,46 @@ func TestKernelLeafMark(t *testing.T) {
 	}
 }
 
+// The kernel gives pids to the children of a cgroup with processes, and lets no
+// process into these children then. Nor into one that gives it, once there are.
+func TestKernelLeafThreadedControllers(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.Unified)
+	cgtest.NoLeaks(t)
+	s := open(t, Options{})
+	root, err := find(t, s, "unified").Open("/")
+	check(t, err)
+	defer root.Close()
+	check(t, root.Enable("pids"))
+	p := newPlace(t, s, "unified")
+	pid := cgtest.Child(t)
+	enter(t, p, pid)
+	cgtest.Headless(t, p.path) // an exited first thread stays, and is no process
+	child := mkdir(t, p.dir, "child")
+	check(t, p.dir.Enable("pids"))
+	if got, want := cgroupOf(t, pid), p.dir.Path()+"/"+leafName; got != want {
+		t.Errorf("the process is in %s, want %s", got, want)
+	}
+	move := func(d *Dir, want string) {
+		t.Helper()
+		f, err := d.File("cgroup.procs", ForWrite)
+		check(t, err)
+		defer f.Close()
+		check(t, d.Enter(f, int32(pid)))
+		if got := cgroupOf(t, pid); got != want {
+			t.Errorf("the process is in %s, want %s", got, want)
+		}
+	}
+	move(child, child.Path())
+	// With nobody in a child the kernel would take it into the cgroup itself.
+	move(p.dir, p.dir.Path()+"/"+leafName)
+	f, err := root.File("cgroup.procs", ForWrite)
+	check(t, err)
+	defer f.Close()
+	check(t, root.Enter(f, int32(pid)))
+	move(p.dir, p.dir.Path()+"/"+leafName)
+	move(child, child.Path())
+}
+
 // forkers starts n processes in p that fork all the time, until the test ends,
 // and returns their pids.
 func forkers(t *testing.T, p place, n int) []int32 {

@@ -27,10 +27,11 @@ type Requirement string
 
 // The requirements.
 const (
-	Root   Requirement = "root"   // uid 0 of the first user namespace
-	V1     Requirement = "v1"     // v1 hierarchies of memory, freezer, cpu and cpuset
-	V2     Requirement = "v2"     // a cgroup2 mount
-	Userns Requirement = "userns" // user namespaces may be made
+	Root    Requirement = "root"    // uid 0 of the first user namespace
+	V1      Requirement = "v1"      // v1 hierarchies of memory, freezer, cpu and cpuset
+	V2      Requirement = "v2"      // a cgroup2 mount
+	Unified Requirement = "unified" // a cgroup2 mount that has the controllers
+	Userns  Requirement = "userns"  // user namespaces may be made
 )
 
 // Require skips the test if the machine lacks something. Where the environment
@@ -74,6 +75,10 @@ func lacks(r Requirement) error {
 	case V2:
 		_, _, err := mountPoint("unified")
 		return err
+	case Unified:
+		if _, v2, err := mountPoint("memory"); err != nil || !v2 {
+			return errors.New("cgroup v2 has no controller memory here")
+		}
 	case Userns:
 		b, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
 		if err != nil {
