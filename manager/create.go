@@ -145,7 +145,7 @@ func (c *call) create(p *creation, u *undo) (bool, error) {
 	}
 	for i, name := range names {
 		if i > 0 {
-			if err := enable(p.at.dir, p.must, p.may); err != nil {
+			if err := c.enableAt(p.at, p.must, p.may); err != nil {
 				return false, c.kernel("controllers for "+p.subject, err)
 			}
 		}

@@ -202,7 +202,7 @@ func (c *call) passOn(p *creation) error {
 	have, err := p.at.dir.Available()
 	if err == nil {
 		may := slices.DeleteFunc(have, func(s string) bool { return !slices.Contains(p.may, s) })
-		err = enable(p.at.dir, p.must, may)
+		err = c.enableAt(p.at, p.must, may)
 	}
 	if err != nil {
 		return c.kernel(p.subject, err)

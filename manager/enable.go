@@ -161,7 +161,7 @@ func (c *call) enable(steps []*enabling, subject string) error {
 		if !s.decision.Allowed() {
 			return api.Errorf(api.Denied, "%s %s: not decided", c.op, subject)
 		}
-		if err := enable(s.at.dir, s.must, s.may); err != nil {
+		if err := c.enableAt(s.at, s.must, s.may); err != nil {
 			err = c.kernel("controllers for "+subject, err)
 			if e, ok := errors.AsType[*api.Error](err); ok && e.Kind == api.Busy {
 				return e.WithHint("remove what a container runtime has left behind beside it: threaded cgroups keep others from having these controllers")
@@ -173,17 +173,24 @@ func (c *call) enable(steps []*enabling, subject string) error {
 	return nil
 }
 
-// enable gives controllers to d's children. One of those that can be done
-// without may be refused by the kernel.
-func enable(d *cgfs.Dir, must, may []string) error {
-	if d.Enable(slices.Concat(must, may)...) == nil {
+// enableAt gives controllers to the children of a cgroup. One of those that can
+// be done without may be refused by the kernel.
+func (c *call) enableAt(at *place, must, may []string) error {
+	// Dividing freezes and thaws, as Kill does, and is done by one at a time: the
+	// other would go on while what it counts on runs.
+	defer c.m.freezing.lock(watchKey{at.h, at.path})()
+	err := at.dir.Enable(slices.Concat(must, may)...)
+	if err == nil {
 		return nil
 	}
-	if err := d.Enable(must...); err != nil {
+	if err := at.dir.Enable(must...); err != nil {
 		return err
 	}
+	if errors.Is(err, unix.EBUSY) {
+		return nil // each of them would take as long to be refused
+	}
 	for _, name := range may {
-		_ = d.Enable(name)
+		_ = at.dir.Enable(name)
 	}
 	return nil
 }

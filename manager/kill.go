@@ -51,7 +51,7 @@ func (m *Manager) Kill(rq *api.Request, name string) (err error) {
 	// One at a time: what one thaws another may still count on. The places are
 	// in the order of the hierarchies, so two do not wait for each other.
 	for _, p := range places {
-		defer m.killing.lock(watchKey{p.h, p.path})()
+		defer m.freezing.lock(watchKey{p.h, p.path})()
 	}
 	k := &killing{call: c, places: places, subject: quote(name), deadline: time.Now().Add(killDeadline)}
 	return k.run()

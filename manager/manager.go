@@ -47,7 +47,7 @@ type Manager struct {
 	reaper   *reaper
 	beside   *beside         // nil where systemd does not run
 	moving   locks[int32]    // by pid; held from the last look at a task to its move
-	killing  locks[watchKey] // of cgroups; held while Kill freezes and thaws
+	freezing locks[watchKey] // of cgroups; held while Kill, or dividing one, freezes and thaws
 	// refusals bounds the audit lines of refusals; unwritten counts those
 	// since the last one.
 	refusals  *rate.Limiter
