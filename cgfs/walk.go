@@ -21,8 +21,15 @@ const (
 // It ends at f's first error, or with an error wrapping ErrTooBig at a tree
 // that is too deep or too large.
 func (d *Dir) Walk(f func(*Dir) error) error {
-	count := 0
-	return d.walk(f, nil, 0, &count)
+	w := walker{f: f}
+	return w.walk(d, 0)
+}
+
+// Survey is Walk for whoever can do without what somebody has made too deep: it
+// passes over that. Nobody's tree then keeps the others' from being seen.
+func (d *Dir) Survey(f func(*Dir) error) error {
+	w := walker{f: f, passOver: true}
+	return w.walk(d, 0)
 }
 
 // RemoveTree removes the child called name with everything below. before, if
@@ -43,16 +50,28 @@ func (d *Dir) RemoveTree(name string, before func(*Dir) error) error {
 	if before == nil {
 		before = func(*Dir) error { return nil }
 	}
-	count := 0
-	if err := top.walk(before, (*Dir).Rmdir, 0, &count); err != nil {
+	w := walker{f: before, after: (*Dir).Rmdir}
+	if err := w.walk(top, 0); err != nil {
 		return err
 	}
 	return d.Rmdir(name)
 }
 
-// walk calls after for each child of d once it has been walked.
-func (d *Dir) walk(f func(*Dir) error, after func(parent *Dir, name string) error, depth int, count *int) error {
-	if *count++; depth > maxWalkDepth || *count > maxWalkCount {
+// walker is a walk under way.
+type walker struct {
+	f func(*Dir) error
+	// after, if it is not nil, is called for each child once it has been walked.
+	after func(parent *Dir, name string) error
+	// passOver: what is too deep is no error.
+	passOver bool
+	count    int
+}
+
+func (w *walker) walk(d *Dir, depth int) error {
+	if depth > maxWalkDepth && w.passOver {
+		return nil
+	}
+	if w.count++; depth > maxWalkDepth || w.count > maxWalkCount {
 		return fmt.Errorf("walk: %w: too many cgroups or levels", ErrTooBig)
 	}
 	names, err := d.directories()
@@ -67,16 +86,16 @@ func (d *Dir) walk(f func(*Dir) error, after func(parent *Dir, name string) erro
 		if err != nil {
 			return err
 		}
-		err = c.walk(f, after, depth+1, count)
+		err = w.walk(c, depth+1)
 		_ = c.Close()
-		if err == nil && after != nil {
-			err = gone(after(d, name))
+		if err == nil && w.after != nil {
+			err = gone(w.after(d, name))
 		}
 		if err != nil {
 			return err
 		}
 	}
-	return f(d)
+	return w.f(d)
 }
 
 // directories returns the names of the children. A cgroup without any shows it

@@ -303,7 +303,7 @@ func (r *reaper) scan() {
 		if err != nil {
 			continue
 		}
-		err = top.Walk(func(d *cgfs.Dir) error {
+		err = top.Survey(func(d *cgfs.Dir) error {
 			if _, ok, err := d.Mark(autoremove); err == nil && ok && d.Path() != "/" {
 				r.add(watchKey{h, d.Path()})
 			}

@@ -235,7 +235,9 @@ func subtree(dir *cgfs.Dir, list func(*cgfs.Dir) ([]int32, error)) ([]int32, err
 	var all []int32
 	err := dir.Walk(func(d *cgfs.Dir) error {
 		ids, err := list(d)
-		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) {
+		// A threaded cgroup has no list of processes: the one above has them
+		// that is the root of its threads (cgroup-v2.rst, "Threads").
+		if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
 			return nil
 		}
 		all = append(all, ids...)
