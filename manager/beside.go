@@ -76,14 +76,9 @@ func newBeside(c Config) (*beside, error) {
 	if c.Hold == nil || !systemd.Running() {
 		return nil, nil
 	}
-	first, err := identity.Open(1, -1)
+	cgroups, err := cgroupsOfFirst()
 	if err != nil {
-		return nil, err
-	}
-	defer first.Close()
-	cgroups, err := first.Cgroups()
-	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("look where systemd is: %w", err)
 	}
 	b := &beside{set: c.Hierarchies, log: c.Log, hold: c.Hold, scopes: make(map[string]Holder)}
 	for _, h := range c.Hierarchies.Hierarchies() {
@@ -96,6 +91,15 @@ func newBeside(c Config) (*beside, error) {
 		return nil, errors.New("systemd is the first process here, but the hierarchy that it uses is not among those managed")
 	}
 	return b, b.load()
+}
+
+func cgroupsOfFirst() (cgfs.ProcCgroup, error) {
+	first, err := identity.Open(1, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer first.Close()
+	return first.Cgroups()
 }
 
 // load finds the scopes of an earlier run.
