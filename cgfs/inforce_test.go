@@ -50,6 +50,10 @@ func TestKernelInForce(t *testing.T) {
 			t.Run(f[0], func(t *testing.T) {
 				p := newPlace(t, s, h.controllerFor(ctrl))
 				if h.Version() == V2 && ctrl != "unified" {
+					root, err := h.Open("/")
+					check(t, err)
+					defer root.Close()
+					check(t, root.Enable(ctrl))
 					check(t, p.dir.Enable(ctrl))
 				}
 				d := mkdir(t, p.dir, "d")
