@@ -2,10 +2,8 @@ package e2e_test
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -435,13 +433,7 @@ func TestKernelNamespacesNotPlaced(t *testing.T) {
 	}
 	w.MakeIn("c1", p.HostUID, p.HostGID, others...)
 	w.PlaceIn(p, "c1", others...)
-	top := func(p *harness.Proc) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(pids.Mount, "cgroup.procs"), []byte(strconv.Itoa(p.HostPID)), 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	top(p)
+	w.PlaceTop(p, pids)
 	// Something there belongs to it all the same.
 	w.MakeIn("mine", p.HostUID, p.HostGID, pids)
 	mine := strings.TrimPrefix(w.Path("mine"), "/")
@@ -478,7 +470,7 @@ func TestKernelNamespacesNotPlaced(t *testing.T) {
 	priv := harness.Start(t, harness.Spec{PIDNS: true})
 	w.MakeIn("c2", 0, 0, others...)
 	w.PlaceIn(priv, "c2", others...)
-	top(priv)
+	w.PlaceTop(priv, pids)
 	pc := priv.MustDial(w.d.Sock)
 	defer pc.Close()
 	hosts := strings.TrimPrefix(w.Path("hosts"), "/")

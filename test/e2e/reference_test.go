@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -166,11 +165,7 @@ NS="unshare -p -f --mount-proc"
 func atTheTop(w *world) (*harness.Proc, string) {
 	w.Helper()
 	p := harness.Start(w.T, harness.Spec{})
-	for _, h := range harness.Hierarchies() {
-		if err := os.WriteFile(filepath.Join(h.Mount, "cgroup.procs"), []byte(strconv.Itoa(p.HostPID)), 0); err != nil {
-			w.Fatal(err)
-		}
-	}
+	w.PlaceTop(p, harness.Hierarchies()...)
 	prefix := strings.TrimPrefix(w.Base, "/") + "-"
 	w.Cleanup(func() {
 		for _, h := range harness.Hierarchies() {

@@ -443,6 +443,11 @@ func field(t *testing.T) (*world, *harness.Proc, asker, string) {
 	for _, ctrl := range a.v0("ListControllers")[0].([]string) {
 		a.v0("MovePidAbs", ctrl, "/", p.PID)
 	}
+	for _, h := range harness.Hierarchies() {
+		if len(h.Controllers()) == 0 { // systemd's own beside v1: only "all" names it
+			w.PlaceTop(p, h)
+		}
+	}
 	for name, cg := range p.Cgroups() {
 		if cg != "/" && !strings.HasPrefix(name, "name=cgmtest") {
 			t.Errorf("in %s:%s after MovePidAbs to /", name, cg)
@@ -471,11 +476,7 @@ func (w *world) everywhere(cg string) bool {
 func (w *world) init() *harness.Proc {
 	w.Helper()
 	p := harness.Start(w.T, harness.Spec{PIDNS: true, KeepIDs: true})
-	for _, h := range harness.Hierarchies() {
-		if err := os.WriteFile(filepath.Join(h.Mount, "cgroup.procs"), []byte(strconv.Itoa(p.HostPID)), 0); err != nil {
-			w.Fatal(err)
-		}
-	}
+	w.PlaceTop(p, harness.Hierarchies()...)
 	return p
 }
 

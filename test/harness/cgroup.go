@@ -310,6 +310,16 @@ func (tr *Tree) PlaceIn(p *Proc, name string, hs ...Hierarchy) {
 	}
 }
 
+// PlaceTop moves the process to the root cgroup of hierarchies.
+func (tr *Tree) PlaceTop(p *Proc, hs ...Hierarchy) {
+	tr.t.Helper()
+	for _, h := range hs {
+		if err := os.WriteFile(filepath.Join(h.Mount, "cgroup.procs"), strconv.AppendInt(nil, int64(p.HostPID), 10), 0); err != nil {
+			tr.t.Fatal(err)
+		}
+	}
+}
+
 // Read returns a control file without its last newline. On v2 the names and
 // values of v1 files are translated, and tasks are those of a hidden leaf too.
 func (tr *Tree) Read(h Hierarchy, name, file string) string {
