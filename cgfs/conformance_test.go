@@ -213,7 +213,7 @@ func conformMemory(t *testing.T) {
 	check(t, e.set("swap.limit", "0"))
 	out, err := e.run(t, allocate)
 	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL { //nolint:forcetypeassert // Linux has no other
+	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
 		t.Errorf("beyond the limit: %q, %v, want killed", out, err)
 	}
 	if v, err := e.get("memory.limit"); err != nil || v != "16777216" {

@@ -214,11 +214,11 @@ func getIOMax1(_ *Set, read Reader) (string, error) {
 	}
 	var out []string
 	for _, device := range devices {
-		line := device
+		line := []string{device}
 		for i, v := range limits[device] {
-			line += " " + throttleSubs[i] + "=" + v
+			line = append(line, throttleSubs[i]+"="+v)
 		}
-		out = append(out, line)
+		out = append(out, strings.Join(line, " "))
 	}
 	return strings.Join(out, "\n"), nil
 }
@@ -274,13 +274,13 @@ func getIOStat1(_ *Set, read Reader) (string, error) {
 	slices.Sort(devices)
 	var out []string
 	for _, device := range devices {
-		line := device
+		line := []string{device}
 		for _, key := range []string{"rbytes", "wbytes", "rios", "wios", "dbytes", "dios"} {
 			if v, ok := counts[device][key]; ok {
-				line += " " + key + "=" + v
+				line = append(line, key+"="+v)
 			}
 		}
-		out = append(out, line)
+		out = append(out, strings.Join(line, " "))
 	}
 	return strings.Join(out, "\n"), nil
 }

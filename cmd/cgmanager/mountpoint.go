@@ -36,7 +36,7 @@ func mountSockets(dir, point string) (unmount func() error, err error) {
 			return &os.PathError{Op: "unmount", Path: point, Err: err}
 		}
 		if _, err := unix.Lgetxattr(point, mountpointMark, nil); err != nil {
-			return nil // somebody else made it
+			return nil //nolint:nilerr // somebody else made it
 		}
 		if err := unix.Rmdir(point); err != nil && !errors.Is(err, unix.EBUSY) {
 			return &os.PathError{Op: "rmdir", Path: point, Err: err}

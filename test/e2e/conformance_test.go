@@ -365,12 +365,12 @@ func conform0(c *client) {
 	for _, ctrls := range (list{"memory,freezer", "all"}) { // one at a time
 		c.v0("InvalidArgs", "GetValue", ctrls, "e", "memory.limit_in_bytes")
 		c.v0("InvalidArgs", "GetTasks", ctrls, "e")
-		c.v0("InvalidArgs", "GetPidCgroup", ctrls, int32(c.PID))
+		c.v0("InvalidArgs", "GetPidCgroup", ctrls, c.PID)
 	}
 	c.v0("InvalidArgs", "Chown", "memory", "gone", int32(-1), int32(-1))
-	c.v0("InvalidArgs", "MovePid", "memory", "gone", int32(c.PID))
+	c.v0("InvalidArgs", "MovePid", "memory", "gone", c.PID)
 	c.v0("InvalidArgs", "MovePid", "memory", "e", int32(1<<22-1))
-	c.v0("InvalidArgs", "MovePidAbs", "memory", "/", int32(c.PID))
+	c.v0("InvalidArgs", "MovePidAbs", "memory", "/", c.PID)
 	c.v0("InvalidArgs", "GetTasks", "memory", "gone")
 	c.v0("[e]", "ListChildren", "memory", "")
 	c.v0("1", "Remove", "all", "e", int32(1))

@@ -93,7 +93,7 @@ func TestKernelNestedDivide(t *testing.T) {
 			inside := []uint32{uint32(b.PID), uint32(in.PID)}
 			slices.Sort(inside)
 			want(t, "ListTasks", c.v1("ListTasks", ""), []any{inside, hidden})
-			want(t, "GetPidCgroup", c.v0("GetPidCgroup", ctrls[0], int32(in.PID)), []any{"/"})
+			want(t, "GetPidCgroup", c.v0("GetPidCgroup", ctrls[0], in.PID), []any{"/"})
 			for _, name := range []string{".cgmanager-leaf", "a/.cgmanager-leaf/x"} {
 				if _, err := c.c.V1("Create", name, ctrls, map[string]string{}); err == nil {
 					t.Errorf("Create %q was not refused", name)
@@ -109,7 +109,7 @@ func TestKernelNestedDivide(t *testing.T) {
 				c.v1("Move", move.to, uint32(child.PID))
 				want(t, "the place after Move "+strconv.Quote(move.to), rawCgroup(t, child.HostPID), w.Path(move.is))
 			}
-			want(t, "GetPidCgroup of the child", c.v0("GetPidCgroup", ctrls[0], int32(child.PID)), []any{"b"})
+			want(t, "GetPidCgroup of the child", c.v0("GetPidCgroup", ctrls[0], child.PID), []any{"b"})
 			if _, err := c.c.V1("Delete", "b"); err == nil {
 				t.Error("b was removed with a task in it")
 			}

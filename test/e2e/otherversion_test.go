@@ -125,7 +125,7 @@ func TestKernelBadInputOtherVersion(t *testing.T) {
 	}
 	// A key of a controller that is not named.
 	for _, key := range []string{"pids.max", "cpu.shares", "cpu.weight"} {
-		ctrl := strings.Split(key, ".")[0]
+		ctrl, _, _ := strings.Cut(key, ".")
 		if harness.Find(t, ctrl) != harness.Find(t, "memory") {
 			says("GetValue of "+key+" in memory", "InvalidArgs", []string{key}, get0("memory", key))
 		}
