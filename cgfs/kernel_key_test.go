@@ -376,13 +376,9 @@ func TestKernelFileKeys(t *testing.T) {
 
 // TestKernelLimitsInEffect: a limit above counts below.
 func TestKernelLimitsInEffect(t *testing.T) {
-	cgtest.Require(t, cgtest.Root)
+	cgtest.Require(t, cgtest.Root, cgtest.Unified) // on v1 the kernel says it
 	e := newEverywhere(t)
-	h, ok := e.s.ByController("memory")
-	if !ok || h.Version() == V1 {
-		t.Log("memory is on v1, where the kernel says it")
-		return
-	}
+	h, _ := e.s.Unified()
 	above := e.dirs[h]
 	check(t, above.Enable("memory"))
 	below, err := above.Mkdir("below", 0, 0)
