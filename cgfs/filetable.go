@@ -36,7 +36,7 @@ var fileKeys1 = []*Key{
 	file1("memory", "memory.kmem.usage_in_bytes", "Linux 5.18", docMemory, readEvent("memory", "memory.stat", "kernel")),
 	file1("memory", "memory.stat", "v1's fields, of which v2 counts all but `pgpgin` and `pgpgout`; "+recursive+", so that `X` and `total_X` are one. `hierarchical_*` are the least limits, those of the cgroups above included", srcMemcg, &binding{"memory", "memory.stat, memory.swap.current, memory.max, memory.swap.max", nil, getMemoryStat2}),
 	file1("memory", "memory.numa_stat", "bytes to pages, the lists of each kind added up; "+recursive, srcMemcg, &binding{"memory", "memory.numa_stat", nil, getNumaStat2}),
-	file1("memory", "memory.oom_control", "`oom_kill_disable 0`, `under_oom 0`: v2's killer is always on", srcMemcg, &binding{"memory", "memory.events.local", nil, getOOMControl2}),
+	file1("memory", "memory.oom_control", "`oom_kill_disable 0`, `under_oom 0`: v2's killer is always on; "+recursive, srcMemcg, &binding{"memory", "memory.events", nil, getOOMControl2}),
 	file1("memory", "memory.use_hierarchy", "always `1`: v2 is hierarchical", docV2, always("memory", "1")),
 	file1("memory", "memory.move_charge_at_immigrate", noneOnV2, docV2, always("memory", "0")),
 
@@ -176,7 +176,7 @@ func hugeFileKey(name string) (*Key, bool) {
 		if rsvd != "" {
 			return file1(c, name, "", "", nil), true
 		}
-		return file1(c, name, "how often the limit was hit; cannot be reset", docHuge, readEvent(c, prefix+"events.local", "max")), true
+		return file1(c, name, "how often the limit was hit, or one below; cannot be reset", docHuge, readEvent(c, prefix+"events", "max")), true
 	case "max_usage_in_bytes":
 		return file1(c, name, "", "", nil), true
 	case "max":

@@ -293,8 +293,10 @@ func getNumaStat2(_ *Set, read Reader) (string, error) {
 	return strings.Join(out, "\n"), nil
 }
 
+// getOOMControl2 does not read memory.events.local, which counts where the task
+// was: in a divided cgroup in its hidden leaf.
 func getOOMControl2(s *Set, read Reader) (string, error) {
-	n, err := readEvent("memory", "memory.events.local", "oom_kill").get(s, read)
+	n, err := readEvent("memory", "memory.events", "oom_kill").get(s, read)
 	return "oom_kill_disable 0\nunder_oom 0\noom_kill " + n, err
 }
 

@@ -70,7 +70,8 @@ var (
 	}
 	fresh2 = files{
 		"memory.max": "max\n", "memory.low": "0\n", "memory.swap.max": "max\n", "memory.swap.high": "max\n",
-		"memory.events.local": "low 0\nhigh 0\nmax 7\noom 3\noom_kill 2\noom_group_kill 0\n", "memory.swap.events": "high 0\nmax 4\nfail 0\n",
+		"memory.events.local": "low 0\nhigh 0\nmax 7\noom 3\noom_kill 1\noom_group_kill 0\n", "memory.swap.events": "high 0\nmax 4\nfail 0\n",
+		"memory.events":       "low 0\nhigh 0\nmax 8\noom 3\noom_kill 2\noom_group_kill 0\n",
 		"memory.swap.current": "8192\n", LimitsInEffect: "memory_limit 4096\nmemsw_limit 8192\n",
 		"memory.stat":      "anon 8192\nfile 20480\nkernel 4096\nfile_mapped 1\nfile_dirty 2\nfile_writeback 3\nswapcached 4\nanon_thp 5\nshmem 6\ninactive_anon 7\nactive_anon 8\ninactive_file 9\nactive_file 10\nunevictable 11\nworkingset_refault_anon 12\nworkingset_refault_file 13\npgfault 14\npgmajfault 15\n",
 		"memory.numa_stat": "anon N0=8192 N1=0\nfile N0=20480 N1=4096\ninactive_anon N0=4096 N1=0\nactive_anon N0=4096 N1=0\ninactive_file N0=8192 N1=4096\nactive_file N0=8192 N1=0\nunevictable N0=0 N1=4096\nslab N0=5 N1=5\n",
@@ -81,8 +82,8 @@ var (
 		"cpu.max": "max 100000\n", "cpu.weight": "100\n",
 		"cpu.stat":    "usage_usec 5000000\nuser_usec 3000000\nsystem_usec 2000000\nnr_periods 9\nnr_throttled 8\nthrottled_usec 7\nnr_bursts 6\nburst_usec 5\n",
 		"cpuset.cpus": "\n", "cpuset.cpus.effective": "0-3\n",
-		"hugetlb.2MB.max": "max\n", "hugetlb.1GB.max": "max\n", "hugetlb.2MB.current": "0\n", "hugetlb.2MB.events.local": "max 3\n",
-		"hugetlb.1GB.current": "0\n", "hugetlb.1GB.events.local": "max 0\n",
+		"hugetlb.2MB.max": "max\n", "hugetlb.1GB.max": "max\n", "hugetlb.2MB.current": "0\n", "hugetlb.2MB.events": "max 3\n",
+		"hugetlb.1GB.current": "0\n", "hugetlb.1GB.events": "max 0\n",
 		"io.weight": "default 100\n", "io.bfq.weight": "default 100\n", "io.max": "",
 		"pids.max": "max\n", "cgroup.freeze": "0\n", "cgroup.events": "populated 0\nfrozen 0\n",
 	}

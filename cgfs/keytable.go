@@ -171,8 +171,8 @@ var abstractKeys = []*Key{
 		v1: readHuge("max_usage_in_bytes", ""),
 	},
 	{
-		Name: "hugetlb_failcnt", ReadOnly: true, doc: "`SIZE=number`, comma separated: how often the limit was hit", source: docHuge,
-		v1: readHuge("failcnt", ""), v2: readHuge("events.local", "max"),
+		Name: "hugetlb_failcnt", ReadOnly: true, doc: "`SIZE=number`, comma separated: how often the limit was hit; v2 counts where the task was, and so the cgroups below as well", source: docHuge,
+		v1: readHuge("failcnt", ""), v2: readHuge("events", "max"),
 	},
 	{
 		Name: "cpuacct_stat", ReadOnly: true, doc: "lines `user N` and `system N`, in 1/100 s (USER_HZ)", source: docCpuacct,

@@ -221,6 +221,35 @@ func TestKernelLeafThreadedControllers(t *testing.T) {
 	move(child, child.Path())
 }
 
+// What the killer of a cgroup's memory does counts as the cgroup's, also when
+// its tasks are in a hidden leaf.
+func TestKernelLeafOOM(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.Unified)
+	cgtest.NoLeaks(t)
+	e := newEverywhere(t)
+	check(t, e.set("memory.limit", "16M"))
+	h, _ := e.s.Unified()
+	d := e.dirs[h]
+	const hog = `import time
+while ".cgmanager-leaf" not in open("/proc/self/cgroup").read():
+    time.sleep(0.01)
+all = bytearray(1 << 26)`
+	pid := cgtest.Child(t, "python3", "-c", hog)
+	check(t, d.write("cgroup.procs", strconv.Itoa(pid)))
+	check(t, d.Enable("memory"))
+	const want = "oom_kill_disable 0\nunder_oom 0\noom_kill 1"
+	for end := time.Now().Add(cgtest.Patience(10 * time.Second)); ; time.Sleep(10 * time.Millisecond) {
+		got, err := e.get("memory.oom_control")
+		check(t, err)
+		if got == want {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("memory.oom_control: %q, want %q", got, want)
+		}
+	}
+}
+
 // forkers starts n processes in p that fork all the time, until the test ends,
 // and returns their pids.
 func forkers(t *testing.T, p place, n int) []int32 {
