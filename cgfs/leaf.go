@@ -464,18 +464,21 @@ func (d *Dir) divided() (bool, error) {
 	return d.isDomain()
 }
 
-// empty moves each process that is in d.
+// empty moves each process that is in d. The list of processes does not have one
+// that came here after its first thread had exited; any thread's number moves it.
 func (d *Dir) empty(into *File) error {
-	pids, err := d.Procs()
-	if err != nil {
-		return err
-	}
-	for _, pid := range pids {
-		if pid <= 0 {
-			return &os.PathError{Op: "divide", Path: "cgroup.procs", Err: unix.EBUSY} // outside the daemon's pid namespace
-		}
-		if err := into.Write(strconv.Itoa(int(pid))); err != nil && !errors.Is(err, unix.ESRCH) {
+	for _, list := range []func() ([]int32, error){d.Procs, d.Threads} {
+		ids, err := list()
+		if err != nil {
 			return err
+		}
+		for _, id := range ids {
+			if id <= 0 {
+				return &os.PathError{Op: "divide", Path: "cgroup.procs", Err: unix.EBUSY} // outside the daemon's pid namespace
+			}
+			if err := into.Write(strconv.Itoa(int(id))); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
 		}
 	}
 	return nil

@@ -194,7 +194,10 @@ func TestKernelLeafThreadedControllers(t *testing.T) {
 	p := newPlace(t, s, "unified")
 	pid := cgtest.Child(t)
 	enter(t, p, pid)
-	cgtest.Headless(t, p.path) // an exited first thread stays, and is no process
+	// An exited first thread stays, and is no process. And the list of processes
+	// does not have one that left it elsewhere.
+	cgtest.Headless(t, p.path)
+	enter(t, p, cgtest.Headless(t, newPlace(t, s, "unified").path))
 	child := mkdir(t, p.dir, "child")
 	check(t, p.dir.Enable("pids"))
 	if got, want := cgroupOf(t, pid), p.dir.Path()+"/"+leafName; got != want {
