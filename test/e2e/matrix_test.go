@@ -50,7 +50,8 @@ func TestKernelPrivilegeMatrixReplay(t *testing.T) {
 		rows = slices.DeleteFunc(rows, func(r matrix.Row) bool { return r.Key == "memory.oom_control" })
 	}
 	if harness.Emulated() {
-		// All of it would take an hour; each layout takes its share.
+		// All of it would take an hour; each layout takes a share, and all of them
+		// together a third of it.
 		kinds := []string{"legacy", "split", "hybrid", "unified", "unified-6.12", "systemd-unified", "systemd-hybrid"}
 		first, n := max(slices.Index(kinds, os.Getenv("CGM_VM")), 0), 0
 		rows = slices.DeleteFunc(rows, func(matrix.Row) bool {
