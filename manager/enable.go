@@ -164,7 +164,7 @@ func (c *call) enable(steps []*enabling, subject string) error {
 		if err := c.enableAt(s.at, s.must, s.may); err != nil {
 			err = c.kernel("controllers for "+subject, err)
 			if e, ok := errors.AsType[*api.Error](err); ok && e.Kind == api.Busy {
-				return e.WithHint("remove what a container runtime has left behind beside it: threaded cgroups keep others from having these controllers")
+				return e.WithHint("ask again; if it stays so, remove what a container runtime has left behind beside it: threaded cgroups keep others from having these controllers")
 			}
 			return err
 		}
