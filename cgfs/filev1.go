@@ -107,6 +107,14 @@ func setMemory2(_ *Set, value string, read Reader) ([]Write, error) {
 	}
 	limit := Write{File: "memory.max", Value: show2(n)}
 	both := sum(old, swap)
+	// Of two in one request the order does not matter, as on v1.
+	if v, asked, err := optional(read, "memory", memsw1); err != nil {
+		return nil, err
+	} else if asked {
+		if both, err = fileLimit(v, "-1"); err != nil {
+			return nil, err
+		}
+	}
 	if !ok || both == unlimited {
 		return []Write{limit}, nil
 	}

@@ -289,7 +289,6 @@ func (m *Manager) GetValue0(rq *api.Request, controller, cgroup, key string) (_ 
 		return "", err
 	}
 	subject := "key " + quote(key) + " of " + quote(cgroup)
-	key = p.h.FileName(key)
 	switch key {
 	case "tasks", "cgroup.procs", "cgroup.threads":
 		return c.tasksValue([]*place{p}, key)

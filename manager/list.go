@@ -114,7 +114,7 @@ func (c *call) tasks(places []*place, file, subject string) ([]int32, error) {
 		}); err != nil {
 			return nil, err
 		}
-		pids, err := members(p.dir, p.h, file)
+		pids, err := members(p.dir, file)
 		if err != nil {
 			return nil, c.kernel(subject, err)
 		}
@@ -128,10 +128,11 @@ func (c *call) tasks(places []*place, file, subject string) ([]int32, error) {
 	return append(all[:zeros:zeros], slices.Compact(all[zeros:])...), nil
 }
 
-// members returns the tasks in d, those in its hidden leaf included.
-func members(d *cgfs.Dir, h *cgfs.Hierarchy, file string) ([]int32, error) {
+// members returns the tasks in d, those in its hidden leaf included: processes if
+// file is "cgroup.procs", else threads, of which "tasks" is v1's list.
+func members(d *cgfs.Dir, file string) ([]int32, error) {
 	list := (*cgfs.Dir).Threads
-	if h.FileName(file) == "cgroup.procs" {
+	if file == "cgroup.procs" {
 		list = (*cgfs.Dir).Procs
 	}
 	pids, err := list(d)

@@ -84,9 +84,13 @@ func (c *call) chown(places []*place, subject string, o api.Owner) error {
 			if err != nil {
 				return c.kernel(in(subject, p.h), err)
 			}
-			d, err := c.decide(in(subject, p.h), func(who *party) privcheck.Decision {
+			question := func(who *party) privcheck.Decision {
 				return privcheck.ChownFile(who.r, p.of(who), o, to.uid, to.gid, to.unmapped)
-			})
+			}
+			if !overTasks(name) && !c.entitled(question) {
+				continue
+			}
+			d, err := c.decide(in(subject, p.h), question)
 			if err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package manager
 import (
 	"cmp"
 	"errors"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -56,10 +57,26 @@ func (c *call) parse(name string, values map[string]string) (*settings, error) {
 			return nil, api.Errorf(api.Denied, "%s %q: key %q is read only", c.op, name, k)
 		}
 		one.value = v
+		if err := c.checkValue(name, one); err != nil {
+			return nil, err
+		}
 		s.all = append(s.all, one)
 	}
 	slices.SortFunc(s.all, func(a, b setting) int { return cmp.Compare(a.name, b.name) })
 	return s, nil
+}
+
+// checkValue refuses a malformed value before anything is made or enabled for it.
+// What depends on the values that there are is seen later.
+func (c *call) checkValue(name string, s setting) error {
+	if s.key == nil {
+		return nil
+	}
+	nothing := func(string, string) (string, error) { return "", fs.ErrNotExist }
+	if _, err := s.key.Writes(c.m.set, s.value, nothing); errors.Is(err, cgfs.ErrValue) {
+		return c.kernel("key "+quote(s.name)+" of "+quote(name), err)
+	}
+	return nil
 }
 
 func (c *call) checkKeys(n int) error {
@@ -197,6 +214,11 @@ func (c *call) setValues(set *settings, places []*place, read cgfs.Reader, u *un
 		}
 	}
 	plan := newPlan(c, set, places, read)
+	for _, s := range set.all {
+		if s.key != nil && s.key.IsFile() && s.key.Translated(s.h) {
+			plan.pending[s.controller+"/"+s.name] = s.value
+		}
+	}
 	for _, s := range set.all {
 		if err := plan.add(s); err != nil {
 			return err
