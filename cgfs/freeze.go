@@ -2,8 +2,13 @@ package cgfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A freezer is a controller of its own on v1 (cgroup-v1/freezer-subsystem.rst),
@@ -103,3 +108,76 @@ func (d *Dir) Thaw() error {
 	}
 	return d.write(f.file, f.thaw)
 }
+
+// hold freezes d, a cgroup of v2 that is not frozen, for a moment. There is but
+// one bit for all who freeze a cgroup, and no count: release thaws d only if
+// nobody else has written the file since, so that what somebody else froze
+// meanwhile stays so. If not all tasks have stopped at ctx's end, they stop later.
+func (d *Dir) hold(ctx context.Context) (release func() error, err error) {
+	w, err := d.watchWrites(freezer2.file)
+	if err != nil {
+		return nil, err
+	}
+	release = func() error {
+		defer w.Close()
+		if others, err := w.written(); err != nil || others {
+			return err
+		}
+		return d.Thaw()
+	}
+	if err = d.write(freezer2.file, freezer2.freeze); err == nil {
+		_, err = w.written() // it was us
+	}
+	for wait := 50 * time.Microsecond; err == nil; wait = min(2*wait, 10*time.Millisecond) {
+		var done bool
+		if done, err = freezer2.settled(d); done || ctx.Err() != nil {
+			break
+		}
+		time.Sleep(wait)
+	}
+	if err != nil {
+		return nil, errors.Join(err, gone(release()))
+	}
+	return release, nil
+}
+
+// writesWatch tells of writes to a control file, whoever makes them and through
+// whichever mount (inotify(7)).
+type writesWatch struct{ fd int }
+
+func (d *Dir) watchWrites(file string) (*writesWatch, error) {
+	f, err := d.File(file, ForFacts)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("inotify_init1", err)
+	}
+	// The link leads to the file that is open.
+	if _, err := unix.InotifyAddWatch(fd, "/proc/self/fd/"+strconv.Itoa(f.Fd()), unix.IN_MODIFY); err != nil {
+		_ = unix.Close(fd)
+		return nil, os.NewSyscallError("inotify_add_watch", err)
+	}
+	return &writesWatch{fd}, nil
+}
+
+// written reports whether the file was written since it was last asked.
+func (w *writesWatch) written() (bool, error) {
+	var events [4096]byte
+	some := false
+	for {
+		switch _, err := unix.Read(w.fd, events[:]); err {
+		case nil:
+			some = true
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return some, nil
+		default:
+			return some, os.NewSyscallError("read", err)
+		}
+	}
+}
+
+func (w *writesWatch) Close() { _ = unix.Close(w.fd) }

@@ -393,7 +393,7 @@ const (
 // divide moves d's processes into its hidden leaf until enable succeeds. A
 // child is born where its parent is, so the processes in d can only be children
 // of those that are.
-func (d *Dir) divide(enable func() error) (err error) {
+func (d *Dir) divide(enable func() error) (failed error) {
 	leaf, err := d.MakeLeaf()
 	if err != nil {
 		return err
@@ -411,14 +411,18 @@ func (d *Dir) divide(enable func() error) (err error) {
 			if was, err := d.Frozen(); err != nil || was {
 				continue
 			}
-			defer func() { err = errors.Join(err, gone(d.Thaw())) }()
 			short, end := context.WithTimeout(ctx, divideDeadline/5)
 			// One that does not stop does not fork either.
-			if err := d.Freeze(short); err != nil && !errors.Is(err, context.DeadlineExceeded) {
-				end()
+			release, err := d.hold(short)
+			end()
+			if err != nil {
 				return err
 			}
-			end()
+			defer func() { failed = errors.Join(failed, gone(release())) }()
+		}
+		if round > divideRunning {
+			// Somebody puts others in as fast as they are moved.
+			time.Sleep(time.Duration(min(round, 20)) * time.Millisecond)
 		}
 		if err := d.empty(into); err != nil {
 			return err

@@ -338,3 +338,37 @@ func TestKernelLeafForks(t *testing.T) {
 	}
 	t.Logf("%d rounds in %v, up to %d processes", rounds, time.Since(began).Round(time.Millisecond), most)
 }
+
+// Where a cgroup is frozen for the moment in which it is divided, whoever freezes
+// it in that moment has it frozen, though it was already; and whoever thaws it has
+// it thawed. Else a container that divides its own cgroup would undo its pause.
+func TestKernelDivideLeavesAFreeze(t *testing.T) {
+	for _, write := range []string{"1", "0", ""} {
+		t.Run("write="+write, func(t *testing.T) {
+			p, controller := divisible(t)
+			mkdir(t, p.dir, "child")
+			rounds := 0
+			check(t, p.dir.divide(func() error {
+				if rounds++; rounds == 1 {
+					enter(t, p, cgtest.Child(t)) // one that forked
+				} else {
+					if got := p.read(t, "cgroup.freeze"); got != "1" {
+						t.Errorf("cgroup.freeze is %s in round %d", got, rounds)
+					}
+					if write != "" {
+						p.write(t, "cgroup.freeze", write)
+					}
+				}
+				return p.dir.write("cgroup.subtree_control", "+"+controller)
+			}))
+			want := "0"
+			if write == "1" {
+				want = "1"
+			}
+			if got := p.read(t, "cgroup.freeze"); got != want || rounds != 2 {
+				t.Errorf("cgroup.freeze is %s after %d rounds, want %s", got, rounds, want)
+			}
+			p.write(t, "cgroup.freeze", "0")
+		})
+	}
+}
