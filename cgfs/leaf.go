@@ -124,7 +124,23 @@ func (d *Dir) adoptLeaf() (*Dir, error) {
 	return leaf, nil
 }
 
-// mirror gives each of the leaf's files to the owner of its parent's.
+// MirrorLeaf gives the files of d's hidden leaf, if it has one, to the owners
+// that d's own have now, with their modes: who has d no more must not keep the
+// leaf.
+func (d *Dir) MirrorLeaf() error {
+	leaf, err := d.Leaf()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer leaf.Close()
+	return leaf.mirror(d)
+}
+
+// mirror gives each of the leaf's files to the owner of its parent's, and the
+// mode of that.
 func (d *Dir) mirror(parent *Dir) error {
 	names, err := d.Files()
 	if err != nil {
@@ -141,8 +157,24 @@ func (d *Dir) mirror(parent *Dir) error {
 		if err := d.setFileOwner(name, a.UID, a.GID); err != nil {
 			return err
 		}
+		if err := d.setFileMode(name, a.Mode&0o777); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+func (d *Dir) setFileMode(name string, mode uint32) error {
+	a, err := d.FileAttr(name)
+	if err != nil || a.Mode&0o777 == mode {
+		return gone(err)
+	}
+	f, err := d.File(name, ForFacts)
+	if err != nil {
+		return gone(err)
+	}
+	defer f.Close()
+	return f.SetMode(mode)
 }
 
 // setFileOwner gives a file to somebody, who may have it already.

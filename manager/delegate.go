@@ -172,6 +172,7 @@ func (c *call) delegate(p *creation, plan *delegation, u *undo) error {
 		return api.Errorf(api.Denied, "%s %s: not decided", c.op, p.subject)
 	}
 	r := c.r().r
+	c.leafFollows(p.at, u)
 	// The limits go first: who has the directory cannot take them back.
 	for _, name := range plan.limits {
 		if err := c.withdraw(p, name, u); err != nil {
@@ -182,6 +183,9 @@ func (c *call) delegate(p *creation, plan *delegation, u *undo) error {
 		if err := c.setOwner(p, name, r.UID, r.GID, u); err != nil {
 			return err
 		}
+	}
+	if err := p.at.dir.MirrorLeaf(); err != nil {
+		return c.kernel(p.subject, err)
 	}
 	if p.at.h.Version() == cgfs.V2 {
 		if err := c.bound(p, u); err != nil {

@@ -99,6 +99,9 @@ func (c *call) chown(places []*place, subject string, o api.Owner) error {
 	}
 	var u undo
 	defer u.run()
+	for _, p := range places {
+		c.leafFollows(p, &u)
+	}
 	for _, ch := range changes {
 		if !ch.decision.Allowed() {
 			return api.Errorf(api.Denied, "%s %s: not decided", c.op, ch.subject)
@@ -115,6 +118,11 @@ func (c *call) chown(places []*place, subject string, o api.Owner) error {
 				c.m.log.WithFields(logrus.Fields{"op": c.op, "target": ch.subject}).WithError(err).Error("undo of a change of owner failed")
 			}
 		})
+	}
+	for _, p := range places {
+		if err := p.dir.MirrorLeaf(); err != nil {
+			return c.kernel(in(subject, p.h), err)
+		}
 	}
 	u.release()
 	for _, p := range places {
@@ -175,4 +183,14 @@ func (c *call) chmod(places []*place, subject, file string, mode int32) error {
 	}
 	u.release()
 	return nil
+}
+
+// leafFollows has the files of a hidden leaf follow those of p back where what
+// comes after it is undone.
+func (c *call) leafFollows(p *place, u *undo) {
+	u.add(func() {
+		if err := p.dir.MirrorLeaf(); err != nil {
+			c.m.log.WithFields(logrus.Fields{"op": c.op}).WithError(err).Error("undo of a change of owner failed")
+		}
+	})
 }

@@ -118,3 +118,32 @@ func TestKernelDeepElsewhere(t *testing.T) {
 	defer c.c.Close()
 	want(t, "Create", c.v1("Create", "web", []string{}, map[string]string{}), []any{true})
 }
+
+// Who delegates a cgroup that was another's, or gives it away, leaves nobody the
+// files of its hidden leaf: what they could do there they could do to the tasks.
+func TestKernelLeafFollows(t *testing.T) {
+	harness.Require(t, "v2")
+	w := newWorld(t)
+	h := harness.Find(t, "unified")
+	ctrls, _ := domain(t, h)
+	enableAbove(t, w, h, ctrls)
+	b := w.box("c1")
+	c := asker{t, b.MustDial(w.d.Sock)}
+	defer c.c.Close()
+	child := b.Spawn(harness.Spec{})
+	c.v1("Create", "job", ctrls, map[string]string{})
+	c.v1("Move", "job", uint32(child.PID))
+	c.v1("Create", "job/a", ctrls, map[string]string{})
+	same := func(when string) {
+		t.Helper()
+		for _, file := range []string{"cgroup.procs", "cgroup.freeze", "cgroup.max.depth"} {
+			want(t, file+" of the leaf "+when, w.owner(h, "c1/job/.cgmanager-leaf", file), w.owner(h, "c1/job", file))
+		}
+	}
+	same("as it was made")
+	c.v1("Chown", "job", uint32(1000), uint32(1000))
+	same("given away")
+	c.v1("Delegate", "job", ctrls)
+	same("delegated")
+	want(t, "cgroup.freeze", w.owner(h, "c1/job", "cgroup.freeze"), fmt.Sprintf("0:%d", b.HostGID))
+}
