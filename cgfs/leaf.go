@@ -1,6 +1,7 @@
 package cgfs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -512,10 +513,72 @@ func (d *Dir) empty(into *File) error {
 			if id <= 0 {
 				return &os.PathError{Op: "divide", Path: "cgroup.procs", Err: unix.EBUSY} // outside the daemon's pid namespace
 			}
-			if err := into.Write(strconv.Itoa(int(id))); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := d.shift(into, id); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// shift moves one that was seen in d. If it ended meanwhile and its number became
+// another's, that one was moved by mistake: it has just been born, and goes where
+// its parent is.
+func (d *Dir) shift(into *File, id int32) error {
+	number := strconv.Itoa(int(id))
+	before, err := readStat(number)
+	if err != nil {
+		return nil //nolint:nilerr // it has ended
+	}
+	if d.placeOf(number) != d.path {
+		return nil // somebody has moved it
+	}
+	if err := into.Write(number); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	now, err := readStat(number)
+	if err != nil || now.start == before.start {
+		return nil //nolint:nilerr // it has ended
+	}
+	at := d.placeOf(now.parent)
+	if at == "" || at == d.path || at == d.path+"/"+leafName {
+		return nil
+	}
+	home, err := d.h.Open(at)
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	if err := home.write("cgroup.procs", number); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
+}
+
+// placeOf returns where the kernel says that a task is in d's hierarchy, "" if it
+// has ended.
+func (d *Dir) placeOf(id string) string {
+	b, err := os.ReadFile("/proc/" + id + "/cgroup")
+	if err != nil {
+		return ""
+	}
+	path, _ := ProcCgroup(b).Path(d.h)
+	return path
+}
+
+// taskStat is of /proc/PID/stat: the parent's number, and when the task was born,
+// in ticks since the host started (proc_pid_stat(5)).
+type taskStat struct{ parent, start string }
+
+func readStat(id string) (taskStat, error) {
+	b, err := os.ReadFile("/proc/" + id + "/stat")
+	if err != nil {
+		return taskStat{}, err
+	}
+	// The program's name, in parentheses, may be anything.
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 20 {
+		return taskStat{}, unix.EINVAL
+	}
+	return taskStat{parent: f[1], start: f[19]}, nil
 }

@@ -258,12 +258,13 @@ all = bytearray(1 << 26)`
 func forkers(t *testing.T, p place, n int) []int32 {
 	t.Helper()
 	const program = `import os, sys, time
+first = os.getpid()
 open(sys.argv[2] + "/cgroup.procs", "w").write("0")
 for i in range(int(sys.argv[1])):
     pid = os.fork()
     if pid == 0:
         end = time.time() + 600
-        while time.time() < end:
+        while time.time() < end and os.getppid() == first:
             pid = os.fork()
             if pid == 0:
                 time.sleep(0.01)
@@ -274,7 +275,7 @@ for i in range(int(sys.argv[1])):
 print("ready", flush=True)
 time.sleep(600)`
 	cmd := exec.Command("python3", "-c", program, strconv.Itoa(n), p.path)
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	check(t, err)
 	check(t, cmd.Start())

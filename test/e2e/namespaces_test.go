@@ -128,7 +128,7 @@ func plainCGManager0(w *world, b *box) {
 	a.v0("MovePid", "all", "web", u.PID)
 	want(t, "the user", w.in(u), web)
 	want(t, "GetPidCgroup", a.v0("GetPidCgroup", "memory", u.PID)[0], "web")
-	// The old interface tells threads, where the hierarchy has them.
+	// The old interface tells threads.
 	tasks, _ := a.v0("GetTasks", "memory", "web")[0].([]int32)
 	want(t, "GetTasks", tasks, threads(t, u, b))
 	rec, _ := a.v0("GetTasksRecursive", "memory", "")[0].([]int32)
@@ -173,13 +173,9 @@ func plainCGManager0(w *world, b *box) {
 	}
 }
 
-// threads returns the numbers of p's threads in b's pid namespace, sorted; that
-// of p alone where memory is on v2, which has processes.
+// threads returns the numbers of p's threads in b's pid namespace, sorted.
 func threads(t *testing.T, p *harness.Proc, b *box) []int32 {
 	t.Helper()
-	if harness.Find(t, "memory").V2 {
-		return []int32{p.NSpid()[b.level()]}
-	}
 	var tids []int32
 	for _, ns := range p.Threads() {
 		tids = append(tids, ns[b.level()])
