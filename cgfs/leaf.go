@@ -417,10 +417,12 @@ func (d *Dir) receive(ctrls []string) error {
 }
 
 // Bounds of dividing. Where some are left after the first round they are
-// frozen: what is frozen can be moved, and does not fork.
+// frozen: what is frozen can be moved, and does not fork. A crowd is frozen at
+// once, because each move waits for all forks of the host, and takes a hundred
+// times as long among processes that fork.
 const (
 	divideDeadline = 10 * time.Second
-	divideRunning  = 1
+	divideCrowd    = 16
 )
 
 // divide moves d's processes into its hidden leaf until enable succeeds. A
@@ -439,8 +441,14 @@ func (d *Dir) divide(enable func() error) (failed error) {
 	defer into.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), divideDeadline)
 	defer cancel()
+	running := 1 // rounds
+	if there, err := d.Procs(); err != nil {
+		return err
+	} else if len(there) > divideCrowd {
+		running = 0
+	}
 	for round := 0; ; round++ {
-		if round == divideRunning {
+		if round == running {
 			if was, err := d.Frozen(); err != nil || was {
 				continue
 			}
@@ -453,7 +461,7 @@ func (d *Dir) divide(enable func() error) (failed error) {
 			}
 			defer func() { failed = errors.Join(failed, gone(release())) }()
 		}
-		if round > divideRunning {
+		if round > running {
 			// Somebody puts others in as fast as they are moved.
 			time.Sleep(time.Duration(min(round, 20)) * time.Millisecond)
 		}

@@ -235,7 +235,7 @@ func TestKernelLeafOOM(t *testing.T) {
 	d := e.dirs[h]
 	const hog = `import time
 while ".cgmanager-leaf" not in open("/proc/self/cgroup").read():
-    time.sleep(0.01)
+    time.sleep(0.05)
 all = bytearray(1 << 26)`
 	pid := cgtest.Child(t, "python3", "-c", hog)
 	check(t, d.write("cgroup.procs", strconv.Itoa(pid)))
@@ -267,7 +267,7 @@ for i in range(int(sys.argv[1])):
         while time.time() < end and os.getppid() == first:
             pid = os.fork()
             if pid == 0:
-                time.sleep(0.01)
+                time.sleep(0.05)
                 os._exit(0)
             os.waitpid(pid, 0)
         os._exit(0)
