@@ -536,7 +536,7 @@ func (d *Dir) shift(into *File, id int32) error {
 	number := strconv.Itoa(int(id))
 	before, err := readStat(number)
 	if err != nil {
-		return nil //nolint:nilerr // it has ended
+		return nil // it has ended
 	}
 	if d.placeOf(number) != d.path {
 		return nil // somebody has moved it
@@ -546,7 +546,7 @@ func (d *Dir) shift(into *File, id int32) error {
 	}
 	now, err := readStat(number)
 	if err != nil || now.start == before.start {
-		return nil //nolint:nilerr // it has ended
+		return nil // it has ended
 	}
 	at := d.placeOf(now.parent)
 	if at == "" || at == d.path || at == d.path+"/"+leafName {
