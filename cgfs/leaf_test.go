@@ -257,7 +257,7 @@ all = bytearray(1 << 26)`
 // and returns their pids.
 func forkers(t *testing.T, p place, n int) []int32 {
 	t.Helper()
-	const program = `import os, sys, time
+	const program = `import os, random, sys, time
 first = os.getpid()
 open(sys.argv[2] + "/cgroup.procs", "w").write("0")
 for i in range(int(sys.argv[1])):
@@ -267,7 +267,7 @@ for i in range(int(sys.argv[1])):
         while time.time() < end and os.getppid() == first:
             pid = os.fork()
             if pid == 0:
-                time.sleep(0.05)
+                time.sleep(random.uniform(0.05, 0.35))
                 os._exit(0)
             os.waitpid(pid, 0)
         os._exit(0)
@@ -321,8 +321,8 @@ func TestKernelLeafForks(t *testing.T) {
 			}
 		}
 		// Back, for the next round; frozen, because moves wait for forks.
+		check(t, p.dir.Freeze(t.Context()))
 		p.write(t, "cgroup.subtree_control", "-"+controller)
-		p.write(t, "cgroup.freeze", "1")
 		for end := time.Now().Add(30 * time.Second); len(in) > 0 && time.Now().Before(end); {
 			for _, pid := range in {
 				_ = os.WriteFile(filepath.Join(p.path, "cgroup.procs"), []byte(strconv.Itoa(int(pid))), 0)
