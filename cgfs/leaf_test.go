@@ -31,6 +31,9 @@ func domainController(t testing.TB, s *Set) string {
 			return c
 		}
 	}
+	if len(h.Controllers()) == 0 { // beside systemd v1 has them all
+		t.Skip("needs v2: it has no controller here")
+	}
 	t.Fatal("v2 has no domain controller")
 	return ""
 }

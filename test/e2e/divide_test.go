@@ -27,6 +27,9 @@ func domain(t *testing.T, h harness.Hierarchy) (controllers []string, values map
 			return []string{c}, map[string]string{}
 		}
 	}
+	if len(has) == 0 { // beside systemd v1 has them all
+		t.Skip("needs v2: it has no controller here")
+	}
 	t.Fatalf("v2 has no domain controller, only %q", has)
 	return nil, nil
 }
