@@ -3,7 +3,6 @@ package cgfs
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
 
@@ -233,29 +232,13 @@ func (d *Dir) takeBelow(e deviceException, top, parent devicePolicy, depth int, 
 // eachChild calls f for each child of d but a hidden leaf, which is a part of
 // d, and passes over those that vanish meanwhile.
 func (d *Dir) eachChild(f func(*Dir) error) error {
-	names, err := d.directories()
-	if err != nil {
-		return gone(err)
-	}
-	for _, name := range names {
-		c, err := d.Open(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
+	return d.eachDirectory(func(c *Dir, _ string) error {
 		leaf, err := c.IsLeaf()
 		if err == nil && !leaf {
 			err = f(c)
 		}
-		err = gone(err)
-		_ = c.Close()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+		return gone(err)
+	})
 }
 
 // policyAbove returns the rules that bind d's parent. before, if it is not nil,

@@ -74,6 +74,22 @@ func (w *walker) walk(d *Dir, depth int) error {
 	if w.count++; depth > maxWalkDepth || w.count > maxWalkCount {
 		return fmt.Errorf("walk: %w: too many cgroups or levels", ErrTooBig)
 	}
+	if err := d.eachDirectory(func(c *Dir, name string) error {
+		err := w.walk(c, depth+1)
+		_ = c.Close()
+		if err == nil && w.after != nil {
+			err = gone(w.after(d, name))
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	return w.f(d)
+}
+
+// eachDirectory calls f for each child of d, hidden leaf or not, and passes over
+// those that are gone before they are opened. f may close the child.
+func (d *Dir) eachDirectory(f func(c *Dir, name string) error) error {
 	names, err := d.directories()
 	if err != nil {
 		return gone(err)
@@ -86,16 +102,13 @@ func (w *walker) walk(d *Dir, depth int) error {
 		if err != nil {
 			return err
 		}
-		err = w.walk(c, depth+1)
+		err = f(c, name)
 		_ = c.Close()
-		if err == nil && w.after != nil {
-			err = gone(w.after(d, name))
-		}
 		if err != nil {
 			return err
 		}
 	}
-	return w.f(d)
+	return nil
 }
 
 // directories returns the names of the children. A cgroup without any shows it
