@@ -39,14 +39,18 @@ func newSiege(t *testing.T) *siege {
 	t.Helper()
 	s := &siege{world: newWorld(t), stop: make(chan struct{})}
 	yard := harness.NewTree(t) // not in the picture of what an attack changed
+	var there sync.WaitGroup
 	for _, uid := range []uint32{0, 2000} {
 		cg := fmt.Sprint("witness", uid)
 		yard.Make(cg, uid, uid)
 		yard.Make(cg+"/sub", uid, uid)
 		p := harness.Start(t, harness.Spec{UID: uid, GID: uid})
 		yard.Place(p, cg)
-		s.wait.Go(func() { s.witness(p) })
+		there.Add(1)
+		s.wait.Go(func() { s.witness(p, there.Done) })
 	}
+	// What the daemon holds for the witnesses is no attack's doing.
+	there.Wait()
 	s.fds, s.threads = s.settled(), s.threadCount()
 	t.Cleanup(func() {
 		close(s.stop)
@@ -59,8 +63,10 @@ func newSiege(t *testing.T) *siege {
 }
 
 // witness asks all the time, also on new connections, until the end of the
-// siege.
-func (s *siege) witness(p *harness.Proc) {
+// siege. It calls there once it has asked for everything, or cannot.
+func (s *siege) witness(p *harness.Proc, there func()) {
+	there = sync.OnceFunc(there)
+	defer there()
 	c, err := p.Dial(s.d.Sock)
 	if err != nil {
 		s.Errorf("a witness cannot log in: %v", err)
@@ -69,6 +75,9 @@ func (s *siege) witness(p *harness.Proc) {
 	var worst time.Duration
 	n := 0
 	for ; ; n++ {
+		if n == 4 {
+			there()
+		}
 		select {
 		case <-s.stop:
 			c.Close()
