@@ -29,9 +29,10 @@ type Peer interface {
 	Close()
 }
 
-// Request says who asks. A Backend judges the opener of the connection, the
-// sender of the message where it differs, and For where it is set, each by
-// its own namespaces and cgroups; all of them must be entitled.
+// Request says who asks. A Backend judges the opener of the connection, those
+// for whom it acts (ActFor), the sender of the message where it differs, and For
+// where it is set, each by its own namespaces and cgroups; all of them must be
+// entitled.
 type Request struct {
 	// Peer is the opener of the connection, from Backend.Open.
 	Peer Peer
@@ -140,6 +141,12 @@ type CGManager1 interface {
 	// its limits nobody's but the host's. It returns where the cgroup lies as
 	// the requestor's own cgroup namespace shows it.
 	Delegate(rq *Request, name string, controllers []string) (path string, err error)
+	// ActFor adds the sender of the message to those for whom the peer, a
+	// proxy, makes its later requests: each call names one who lies within the
+	// one before it. The last is a client's process, and its requests are
+	// judged as if it were the opener of a connection of its own; all the
+	// others, from the peer inwards, are proxies between.
+	ActFor(rq *Request) error
 }
 
 // CGManager0 is the interface org.linuxcontainers.cgmanager0_0, the original

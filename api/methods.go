@@ -150,5 +150,6 @@ func methods1() []Method {
 		{Name: "DeleteForce", In: in(name), Changes: true},
 		{Name: "Kill", In: in(name), Changes: true},
 		{Name: "Delegate", In: in(name, controllers), Out: in(Arg{"path", "s"}), Changes: true},
+		{Name: "ActFor"},
 	}
 }

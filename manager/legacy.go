@@ -85,8 +85,8 @@ func (c *call) path0(h *cgfs.Hierarchy, arg string, s slashes) (string, error) {
 // root0 is what "/" means in h: to a requestor in a container its own cgroup,
 // behind a proxy in a container the proxy's, and to others the hierarchy's root.
 func (c *call) root0(h *cgfs.Hierarchy) string {
-	if outermost := &c.parties[len(c.parties)-1]; outermost.r.Outside() {
-		return outermost.own(h)
+	if from := &c.parties[c.root]; from.r.Outside() {
+		return from.own(h)
 	}
 	return "/"
 }
@@ -438,8 +438,8 @@ func (m *Manager) GetPidCgroupAbs0(rq *api.Request, controller string, v api.Vic
 	}
 	defer c.end(&err)
 	from := c.root0
-	if c.scm {
-		from = c.parties[len(c.parties)-1].own
+	if c.proxies >= 0 {
+		from = c.parties[c.root].own
 	}
 	h, path, err := c.pidCgroup(controller, t, func(_ *party, h *cgfs.Hierarchy) string { return from(h) })
 	if err != nil {
@@ -451,6 +451,9 @@ func (m *Manager) GetPidCgroupAbs0(rq *api.Request, controller string, v api.Vic
 func (c *call) pidCgroup(controller string, v *victim, from func(*party, *cgfs.Hierarchy) string) (*cgfs.Hierarchy, string, error) {
 	h, err := c.controller0(controller)
 	if err != nil {
+		return nil, "", err
+	}
+	if err := c.nestedIn(h, in(v.subject, h)); err != nil {
 		return nil, "", err
 	}
 	if err := c.gather(v, h); err != nil {
@@ -535,7 +538,7 @@ func (m *Manager) MovePidAbs0(rq *api.Request, controller, cgroup string, v api.
 	if !strings.HasPrefix(cgroup, "/") {
 		cgroup = "/" + cgroup
 	}
-	if !c.scm {
+	if c.proxies < 0 {
 		d, err := c.decide(quote(cgroup), func(p *party) privcheck.Decision { return privcheck.Escape(p.r) })
 		if err != nil {
 			return err
@@ -553,19 +556,20 @@ func (c *call) escape(controller, cgroup string, v *victim) error {
 	if err := c.gather(v); err != nil { // for the requestor, whom the proxy's call does not know
 		return err
 	}
-	proxies := c.parties[1:]
-	if len(proxies) == 0 {
-		proxies = c.parties // it acts for itself
-	}
-	behind := &call{m: c.m, op: c.op, scm: true, parties: proxies}
+	behind := &call{m: c.m, op: c.op, scm: true, parties: c.behind(), proxies: -1}
 	defer behind.release()
 	question := func(v *victim, dst *place) (privcheck.Decision, error) {
-		r := c.r()
+		if err := c.nestedIn(dst.h, in(v.subject, dst.h)); err != nil {
+			return privcheck.Decision{}, err
+		}
 		for i := range v.members {
-			if _, err := behind.decide(in(v.subject, dst.h), func(p *party) privcheck.Decision {
-				return privcheck.EscapeTo(r.r, p.r, r.own(dst.h), p.own(dst.h), c.task(v, i, dst.h, r), dst.path, true)
-			}); err != nil {
-				return privcheck.Decision{}, err
+			for j := range max(c.proxies, 1) {
+				r := &c.parties[j]
+				if _, err := behind.decide(in(v.subject, dst.h), func(p *party) privcheck.Decision {
+					return privcheck.EscapeTo(r.r, p.r, r.own(dst.h), p.own(dst.h), c.task(v, i, dst.h, r), dst.path, true)
+				}); err != nil {
+					return privcheck.Decision{}, err
+				}
 			}
 		}
 		return behind.moveDecision(v, dst)

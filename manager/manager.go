@@ -3,7 +3,9 @@ package manager
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
@@ -93,9 +95,10 @@ func (m *Manager) Close() {
 // peer is the opener of a connection.
 type peer struct {
 	m        *Manager
-	proc     *identity.Process
-	cred     api.Cred
 	accounts []string
+
+	mu    sync.Mutex
+	chain []link // guarded by mu; the first is the opener
 }
 
 // Open implements api.Backend.
@@ -104,7 +107,7 @@ func (m *Manager) Open(opener api.Cred, pidfd int) (api.Peer, error) {
 	if err != nil {
 		return nil, api.Errorf(api.Denied, "the process that connected has ended").WithCause(err)
 	}
-	p := &peer{m: m, proc: proc, cred: opener}
+	p := &peer{m: m, chain: []link{{opener, proc}}}
 	containers, err := m.host.Containers(proc)
 	if err != nil {
 		proc.Close()
@@ -128,7 +131,8 @@ func (m *Manager) Open(opener api.Cred, pidfd int) (api.Peer, error) {
 
 // AcceptsIdentity implements api.Peer.
 func (p *peer) AcceptsIdentity(uid uint32) bool {
-	in, ok := p.m.host.InnerUID(p.proc, p.cred.UID)
+	opener := p.links()[0]
+	in, ok := p.m.host.InnerUID(opener.proc, opener.cred.UID)
 	return ok && in == uid
 }
 
@@ -136,7 +140,11 @@ func (p *peer) AcceptsIdentity(uid uint32) bool {
 func (p *peer) Accounts() []string { return p.accounts }
 
 // Close implements api.Peer.
-func (p *peer) Close() { p.proc.Close() }
+func (p *peer) Close() {
+	for _, l := range p.links() {
+		l.proc.Close()
+	}
+}
 
 // A role says why a party must be entitled.
 type role string
@@ -212,6 +220,12 @@ type call struct {
 	// parties[0] is the requestor: names are relative to its cgroup, numbers
 	// are those of its namespaces.
 	parties []party
+	// proxies is the index of the first party that acts for those before it,
+	// or -1; see behind. root is that of the innermost proxy's opener, or else of
+	// the connection's: absolute names count from its cgroup.
+	proxies, root int
+	// chained: the connection's opener acts for others by ActFor.
+	chained bool
 	// scm says that this is an *Scm call: results are in the daemon's own
 	// numbers.
 	scm     bool
@@ -228,51 +242,66 @@ type change struct {
 }
 
 // begin establishes who asks. The caller must end the call.
-func (m *Manager) begin(op string, rq *api.Request) (*call, error) {
-	c := &call{m: m, op: op, scm: rq.For != nil}
+func (m *Manager) begin(op string, rq *api.Request) (_ *call, err error) {
+	c := &call{m: m, op: op, proxies: -1, scm: rq.For != nil}
 	peer, ok := rq.Peer.(*peer)
 	if !ok {
 		return nil, api.Errorf(api.Internal, "%s: unknown peer", op)
 	}
-	sender, first := requestor, requestor
-	if c.scm {
-		sender = proxy
-		if err := c.addParty(requestor, *rq.For, nil); err != nil {
+	defer func() {
+		if err != nil {
 			c.release()
-			return nil, err
 		}
-	}
-	if rq.Sender != peer.cred {
-		first = opener
-		if c.scm {
-			first = proxy
-		}
-		if err := c.addParty(sender, rq.Sender, nil); err != nil {
-			c.release()
-			return nil, err
-		}
-	} else if c.scm {
-		first = proxy
-	}
-	if c.scm && *rq.For == peer.cred && rq.Sender == peer.cred {
-		// A process that acts for itself: one party is enough.
-		c.release()
-		c.parties, c.close = c.parties[:0], nil
-		first = requestor
-	}
-	if err := c.addParty(first, peer.cred, peer.proc); err != nil {
-		c.release()
+	}()
+	links := peer.links()
+	if err := c.addClient(rq, links[len(links)-1]); err != nil {
 		return nil, err
 	}
+	c.root = len(c.parties) - 1
+	if outer := links[:len(links)-1]; len(outer) > 0 {
+		c.chained = true
+		if !c.scm {
+			c.proxies, c.root = len(c.parties), len(c.parties)
+		}
+		for _, l := range slices.Backward(outer) {
+			if err := c.addParty(proxy, l.cred, l.proc); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if err := c.nested(); err != nil {
-		c.release()
 		return nil, err
 	}
 	if err := c.establish(); err != nil {
-		c.release()
 		return nil, err
 	}
 	return c, nil
+}
+
+// addClient gathers the facts about the client at the inner end, the process
+// that sent the message, and the one for whom it is an *Scm call.
+func (c *call) addClient(rq *api.Request, client link) error {
+	sender, first := requestor, requestor
+	if c.scm {
+		if *rq.For == client.cred && rq.Sender == client.cred {
+			// A process that acts for itself: one party is enough.
+			c.proxies = 0
+			return c.addParty(requestor, client.cred, client.proc)
+		}
+		sender, first, c.proxies = proxy, proxy, 1
+		if err := c.addParty(requestor, *rq.For, nil); err != nil {
+			return err
+		}
+	}
+	if rq.Sender != client.cred {
+		if !c.scm {
+			first = opener
+		}
+		if err := c.addParty(sender, rq.Sender, nil); err != nil {
+			return err
+		}
+	}
+	return c.addParty(first, client.cred, client.proc)
 }
 
 // end closes what the call holds and writes the audit line of what it has
@@ -351,26 +380,6 @@ func (c *call) unknown(role role, err error) error {
 		c.m.unwritten.Add(1)
 	}
 	return api.Errorf(api.Denied, text, c.op).WithCause(err)
-}
-
-// nested refuses a proxy that does not enclose the requestor it acts for: the
-// requestor's namespaces and cgroups must lie within the proxy's.
-func (c *call) nested() error {
-	if !c.scm {
-		return nil
-	}
-	for i := 1; i < len(c.parties); i++ {
-		p := &c.parties[i]
-		ok, err := c.m.host.Encloses(p.proc, c.parties[0].proc)
-		if err != nil {
-			return c.unknown(p.role, err)
-		}
-		if !ok {
-			c.refused("", p.role, privcheck.Decision{}, "the requestor's namespaces do not lie within the proxy's")
-			return api.Errorf(api.Denied, "%s: the requestor's namespaces do not lie within the proxy's", c.op)
-		}
-	}
-	return nil
 }
 
 // r returns the requestor.

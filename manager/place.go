@@ -73,6 +73,9 @@ func base(path string) string { return path[strings.LastIndexByte(path, '/')+1:]
 // party. It is asked before anything is opened, so that nobody learns from an
 // error what exists elsewhere.
 func (c *call) confined(h *cgfs.Hierarchy, path, subject string) error {
+	if err := c.nestedIn(h, subject); err != nil {
+		return err
+	}
 	for i := range c.parties {
 		if own := c.parties[i].own(h); !privcheck.Below(own, path) {
 			_, err := c.decide(subject, func(p *party) privcheck.Decision {

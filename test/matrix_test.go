@@ -19,6 +19,9 @@ func TestMatrixHasEveryMethod(t *testing.T) {
 	want := map[string]bool{}
 	one := reflect.TypeFor[api.CGManager1]()
 	for m := range one.Methods() {
+		if m.Name == "ActFor" {
+			continue // about no cgroup
+		}
 		want["CGManager1."+m.Name] = true
 	}
 	zero := reflect.TypeFor[api.CGManager0]()

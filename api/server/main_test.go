@@ -236,6 +236,8 @@ func (b *fakeBackend) Delete(rq *api.Request, name string) error         { retur
 func (b *fakeBackend) DeleteForce(rq *api.Request, name string) error    { return b.fail(rq, name) }
 func (b *fakeBackend) Kill(rq *api.Request, name string) error           { return b.fail(rq, name) }
 
+func (b *fakeBackend) ActFor(rq *api.Request) error { return b.fail(rq, "") }
+
 func (b *fakeBackend) Delegate(rq *api.Request, name string, controllers []string) (string, error) {
 	return "/" + name + "/" + strings.Join(controllers, ","), b.fail(rq, name)
 }

@@ -206,6 +206,9 @@ func calls1() map[string]backendCall {
 			path, err := b.Delegate(rq, a.s[0], a.list)
 			return result{text: path}, err
 		},
+		"ActFor()": func(b api.Backend, rq *api.Request, _ *args) (result, error) {
+			return done(b.ActFor(rq))
+		},
 	}
 }
 
