@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cmd/service"
 	"cgmanager/manager"
 )
 
@@ -91,19 +92,19 @@ func hold() {
 	var uid, gid int
 	line, err := bufio.NewReader(os.Stdin).ReadString('\n')
 	if err != nil {
-		os.Exit(exitFailure) // nobody wants it
+		os.Exit(service.ExitFailure) // nobody wants it
 	}
 	if _, err := fmt.Sscan(line, &uid, &gid); err != nil {
-		os.Exit(exitFailure)
+		os.Exit(service.ExitFailure)
 	}
 	// It keeps nothing that its owner could want: no descriptor, no memory of
 	// root's (a change of ids also closes it to ptrace, as this does for root).
 	_ = os.Stdin.Close()
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		os.Exit(exitFailure)
+		os.Exit(service.ExitFailure)
 	}
 	if syscall.Setgroups(nil) != nil || syscall.Setresgid(gid, gid, gid) != nil || syscall.Setresuid(uid, uid, uid) != nil {
-		os.Exit(exitFailure)
+		os.Exit(service.ExitFailure)
 	}
 	for {
 		_, _ = unix.Ppoll(nil, nil, nil)

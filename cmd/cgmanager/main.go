@@ -8,8 +8,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/sirupsen/logrus"
@@ -17,14 +15,8 @@ import (
 
 	"cgmanager/api/server"
 	"cgmanager/cgfs"
+	"cgmanager/cmd/service"
 	"cgmanager/manager"
-)
-
-// Exit codes.
-const (
-	exitOK      = 0
-	exitFailure = 1
-	exitUsage   = 2
 )
 
 func main() {
@@ -77,7 +69,7 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 		return o, f, fmt.Errorf("--log-level %q: error, warning, info or debug", o.logLevel)
 	}
 	for _, a := range o.listen {
-		if _, err := socketPath(a); err != nil {
+		if _, err := service.SocketPath(a); err != nil {
 			return o, f, fmt.Errorf("--listen: %w", err)
 		}
 	}
@@ -88,57 +80,34 @@ func run(args []string, stdout, stderr io.Writer) int {
 	o, flags, err := parse(args, stderr)
 	if err != nil {
 		fmt.Fprintf(stderr, "cgmanager: %v\nhint: cgmanager --help lists the flags\n", err)
-		return exitUsage
+		return service.ExitUsage
 	}
 	if o.help {
 		fmt.Fprintf(stdout, "cgmanager parcels out cgroups to processes on the host and in containers.\n\nUsage: cgmanager [flags]\n\n%s", flags.FlagUsages())
-		return exitOK
+		return service.ExitOK
 	}
 	if o.version {
-		fmt.Fprintln(stdout, "cgmanager", version())
-		return exitOK
+		fmt.Fprintln(stdout, "cgmanager", service.Version())
+		return service.ExitOK
 	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintf(stderr, "cgmanager: only root may write control groups\nhint: start it as root, once for the whole host\n")
-		return exitFailure
+		return service.ExitFailure
 	}
-	if o.daemon && os.Getenv(backgroundEnv) == "" {
-		return background(stderr)
+	if o.daemon && !service.InBackground() {
+		return service.Background(stderr)
 	}
-	log := logrus.New()
-	log.SetOutput(stderr)
-	level, _ := logrus.ParseLevel(o.logLevel)
-	log.SetLevel(level)
-	// A service manager puts times on the lines itself.
-	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: os.Getenv("JOURNAL_STREAM") != "", FullTimestamp: true})
+	log := service.NewLog(stderr, o.logLevel)
 	if err := serve(o, log); err != nil {
 		log.Error(err)
-		return exitFailure
+		return service.ExitFailure
 	}
-	return exitOK
-}
-
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
+	return service.ExitOK
 }
 
 // serve runs the daemon until a signal ends it.
 func serve(o options, log *logrus.Logger) (err error) {
-	// One processor: a request is a handful of short system calls, and handing
-	// it from the event loop to a worker costs least without a second thread to
-	// wake. A worker that waits in the kernel does not hold up the others.
-	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(1)
-	}
-	// The heap that lives is small, and so is what a request leaves behind: a
-	// collection is cheap, and memory that waits for one is not.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(25)
-	}
-	syscall.Umask(0o022) // modes of cgroups and sockets do not depend on who started us
+	service.Prepare()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	unlock, err := lock(o.stateDir)
@@ -164,13 +133,13 @@ func serve(o options, log *logrus.Logger) (err error) {
 		return err
 	}
 	defer end()
-	s, err := server.New(server.Config{Backend: m, Listeners: listeners, Log: log, Version: version()})
+	s, err := server.New(server.Config{Backend: m, Listeners: listeners, Log: log, Version: service.Version()})
 	if err != nil {
 		for _, l := range listeners {
 			err = errors.Join(err, l.Close())
 		}
 		return err
 	}
-	ready(o, listeners, log)
-	return serveUntil(s, signals, log)
+	service.Ready(o.daemon, o.sigstop, listeners, log)
+	return service.Until(s, signals, log)
 }

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cgmanager/api/server"
+	"cgmanager/cmd/service"
 )
 
 // The sockets of a host. Those below /sys/fs/cgroup are for hosts where that is
@@ -27,16 +25,6 @@ const (
 	legacySocket = cgroupDir + "/cgmanager/sock"
 	runSocket    = "/run/cgmanager/sock"
 )
-
-// socketPath is the path of a D-Bus address of a Unix socket; a bare path is
-// accepted too.
-func socketPath(address string) (string, error) {
-	path := strings.TrimPrefix(address, "unix:path=")
-	if !filepath.IsAbs(path) || strings.ContainsAny(path, ",;") {
-		return "", fmt.Errorf("%q: not an address of the form unix:path=/PATH", address)
-	}
-	return filepath.Clean(path), nil
-}
 
 // firstInherited is the first descriptor that a service manager passes
 // (sd_listen_fds(3)).
@@ -81,7 +69,7 @@ func listen(addresses []string, log *logrus.Logger) (_ []*server.Listener, end f
 	}
 	var paths []string
 	for _, a := range addresses {
-		p, err := socketPath(a)
+		p, err := service.SocketPath(a)
 		if err != nil {
 			return nil, end, err
 		}
@@ -95,7 +83,7 @@ func listen(addresses []string, log *logrus.Logger) (_ []*server.Listener, end f
 		}
 		for _, p := range paths {
 			if dir := filepath.Dir(p); dir != cgroupDir {
-				if err := socketDir(dir); err != nil {
+				if err := service.SocketDir(dir); err != nil {
 					return nil, end, err
 				}
 			}
@@ -137,25 +125,6 @@ func hint(err error) string {
 		return " (hint: end the other daemon first; one serves the whole host)"
 	}
 	return ""
-}
-
-// socketDir makes the directory of a socket, which others bind-mount.
-func socketDir(dir string) error {
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("socket directory: %w", err)
-	}
-	st, err := os.Lstat(dir)
-	if err != nil {
-		return fmt.Errorf("socket directory: %w", err)
-	}
-	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || !st.IsDir() || sys.Uid != 0 || st.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("socket directory %s: must be a directory that root alone can write to", dir)
-	}
-	// The umask may have taken from it.
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return fmt.Errorf("socket directory: %w", err)
-	}
-	return nil
 }
 
 // lock makes sure that no other daemon has the same state directory, for as
@@ -228,81 +197,4 @@ func holder(f *os.File) int {
 		}
 	}
 	return 0
-}
-
-// serveUntil serves until a signal comes, answers what was accepted, and
-// ends. A second signal ends it at once.
-func serveUntil(s *server.Server, signals <-chan os.Signal, log *logrus.Logger) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() {
-		select {
-		case sig := <-signals:
-			log.WithField("signal", sig.String()).Info("ending")
-			cancel()
-		case <-ctx.Done():
-			return
-		}
-		<-signals
-		os.Exit(exitFailure)
-	}()
-	return s.Serve(ctx)
-}
-
-// ready tells whoever waits for it that the sockets are there.
-func ready(o options, listeners []*server.Listener, log *logrus.Logger) {
-	for _, l := range listeners {
-		log.WithField("socket", l.Name()).Info("serving")
-	}
-	if o.daemon {
-		f := os.NewFile(readyFD, "ready")
-		_, _ = f.Write([]byte{1})
-		_ = f.Close()
-		// Whoever started us may close its terminal.
-		if null, err := os.OpenFile("/dev/null", os.O_RDWR, 0); err == nil {
-			_ = unix.Dup2(int(null.Fd()), 0)
-			_ = unix.Dup2(int(null.Fd()), 1)
-			_ = null.Close()
-		}
-	}
-	if o.sigstop {
-		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
-	}
-}
-
-// backgroundEnv tells the process in the background what it is; readyFD is
-// where it says that it serves.
-const (
-	backgroundEnv = "CGMANAGER_BACKGROUND"
-	readyFD       = 3
-)
-
-// background starts the daemon again in a session of its own and waits until
-// it serves, or has failed.
-func background(stderr io.Writer) int {
-	fail := func(err error) int {
-		fmt.Fprintf(stderr, "cgmanager: going to the background: %v\n", err)
-		return exitFailure
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return fail(err)
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
-	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{w}
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fail(err)
-	}
-	_ = w.Close()
-	var b [1]byte
-	if n, _ := r.Read(b[:]); n == 1 {
-		return exitOK
-	}
-	_ = cmd.Wait()
-	return exitFailure // it has said why
 }

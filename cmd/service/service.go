@@ -1,0 +1,177 @@
+// Package service is what the programs that serve sockets have in common:
+// their log, their exit status, going to the background and ending in order.
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api/server"
+)
+
+// Exit codes.
+const (
+	ExitOK      = 0
+	ExitFailure = 1
+	ExitUsage   = 2
+)
+
+// Version is the program's, as the build recorded it.
+func Version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+// NewLog returns a log that writes to stderr. The level is one that
+// logrus.ParseLevel knows.
+func NewLog(stderr io.Writer, level string) *logrus.Logger {
+	log := logrus.New()
+	log.SetOutput(stderr)
+	if l, err := logrus.ParseLevel(level); err == nil {
+		log.SetLevel(l)
+	}
+	// A service manager puts times on the lines itself.
+	log.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: os.Getenv("JOURNAL_STREAM") != "", FullTimestamp: true})
+	return log
+}
+
+// Prepare sets the process up for serving.
+func Prepare() {
+	// One processor: a request is a handful of short system calls, and handing
+	// it from the event loop to a worker costs least without a second thread to
+	// wake. A worker that waits in the kernel does not hold up the others.
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
+	// The heap that lives is small, and so is what a request leaves behind: a
+	// collection is cheap, and memory that waits for one is not.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(25)
+	}
+	syscall.Umask(0o022) // modes of cgroups and sockets do not depend on who started us
+}
+
+// SocketPath is the path of a D-Bus address of a Unix socket; a bare path is
+// accepted too.
+func SocketPath(address string) (string, error) {
+	path := strings.TrimPrefix(address, "unix:path=")
+	if !filepath.IsAbs(path) || strings.ContainsAny(path, ",;") {
+		return "", fmt.Errorf("%q: not an address of the form unix:path=/PATH", address)
+	}
+	return filepath.Clean(path), nil
+}
+
+// SocketDir makes the directory of a socket, which others bind-mount.
+func SocketDir(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("socket directory: %w", err)
+	}
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return fmt.Errorf("socket directory: %w", err)
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || !st.IsDir() || sys.Uid != 0 || st.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("socket directory %s: must be a directory that root alone can write to", dir)
+	}
+	// The umask may have taken from it.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return fmt.Errorf("socket directory: %w", err)
+	}
+	return nil
+}
+
+// Until serves until a signal comes, answers what was accepted, and
+// ends. A second signal ends it at once.
+func Until(s *server.Server, signals <-chan os.Signal, log *logrus.Logger) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case sig := <-signals:
+			log.WithField("signal", sig.String()).Info("ending")
+			cancel()
+		case <-ctx.Done():
+			return
+		}
+		<-signals
+		os.Exit(ExitFailure)
+	}()
+	return s.Serve(ctx)
+}
+
+// Ready tells whoever waits for it that the sockets are there: the log, the
+// process that went to the background where background is set, and, where
+// sigstop is, a supervisor that waits for the process to stop.
+func Ready(background, sigstop bool, listeners []*server.Listener, log *logrus.Logger) {
+	for _, l := range listeners {
+		log.WithField("socket", l.Name()).Info("serving")
+	}
+	if background {
+		f := os.NewFile(readyFD, "ready")
+		_, _ = f.Write([]byte{1})
+		_ = f.Close()
+		// Whoever started us may close its terminal.
+		if null, err := os.OpenFile("/dev/null", os.O_RDWR, 0); err == nil {
+			_ = unix.Dup2(int(null.Fd()), 0)
+			_ = unix.Dup2(int(null.Fd()), 1)
+			_ = null.Close()
+		}
+	}
+	if sigstop {
+		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+	}
+}
+
+// backgroundEnv tells the process in the background what it is; readyFD is
+// where it says that it serves.
+const (
+	backgroundEnv = "CGMANAGER_BACKGROUND"
+	readyFD       = 3
+)
+
+// Background starts the program again in a session of its own and waits until
+// it serves, or has failed.
+func Background(stderr io.Writer) int {
+	fail := func(err error) int {
+		fmt.Fprintf(stderr, "%s: going to the background: %v\n", filepath.Base(os.Args[0]), err)
+		return ExitFailure
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fail(err)
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fail(err)
+	}
+	_ = w.Close()
+	var b [1]byte
+	if n, _ := r.Read(b[:]); n == 1 {
+		return ExitOK
+	}
+	_ = cmd.Wait()
+	return ExitFailure // it has said why
+}
+
+// InBackground reports whether this process is the one that Background started.
+func InBackground() bool { return os.Getenv(backgroundEnv) != "" }
