@@ -35,6 +35,8 @@ type options struct {
 	listen      []string
 	stateDir    string
 	logLevel    string
+	mountOnly   bool
+	unmountOnly bool
 	version     bool
 	help        bool
 }
@@ -54,6 +56,8 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 	f.StringArrayVar(&o.listen, "listen", nil, "serve this `address` (unix:path=PATH) instead of the usual ones; repeatable")
 	f.StringVar(&o.stateDir, "state-dir", "/run/cgmanager.private", "private `directory` of the daemon")
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
+	f.BoolVar(&o.mountOnly, "mount-sockets", false, "show /run/cgmanager at the addresses below /sys/fs/cgroup and end, for a service manager that holds the socket")
+	f.BoolVar(&o.unmountOnly, "unmount-sockets", false, "take that back and end")
 	f.BoolVar(&o.version, "version", false, "print the version")
 	f.BoolVarP(&o.help, "help", "h", false, "print this help")
 	if err := f.Parse(args); err != nil {
@@ -67,6 +71,9 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 	}
 	if _, err := logrus.ParseLevel(o.logLevel); err != nil {
 		return o, f, fmt.Errorf("--log-level %q: error, warning, info or debug", o.logLevel)
+	}
+	if o.mountOnly && o.unmountOnly {
+		return o, f, errors.New("--mount-sockets and --unmount-sockets: one of the two")
 	}
 	for _, a := range o.listen {
 		if _, err := service.SocketPath(a); err != nil {
@@ -93,6 +100,18 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if os.Geteuid() != 0 {
 		fmt.Fprintf(stderr, "cgmanager: only root may write control groups\nhint: start it as root, once for the whole host\n")
 		return service.ExitFailure
+	}
+	if o.mountOnly || o.unmountOnly {
+		service.Prepare()
+		do := mountSockets
+		if o.unmountOnly {
+			do = unmountSockets
+		}
+		if err := do(); err != nil {
+			fmt.Fprintf(stderr, "cgmanager: show the sockets below %s: %v\n", cgroupDir, err)
+			return service.ExitFailure
+		}
+		return service.ExitOK
 	}
 	if o.daemon && !service.InBackground() {
 		return service.Background(stderr)

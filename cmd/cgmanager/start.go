@@ -17,8 +17,8 @@ import (
 )
 
 // The sockets of a host. Those below /sys/fs/cgroup are for hosts where that is
-// a tmpfs; where it is the unified hierarchy, a cgroup is the mount point at
-// which legacySocket is seen.
+// a tmpfs that can be written to; elsewhere, and where a service manager holds
+// runSocket, mountSockets shows it there.
 const (
 	cgroupDir    = "/sys/fs/cgroup"
 	seedSocket   = cgroupDir + "/manager"
@@ -75,11 +75,17 @@ func listen(addresses []string, log *logrus.Logger) (_ []*server.Listener, end f
 		}
 		paths = append(paths, p)
 	}
-	var fs unix.Statfs_t
+	show := false
 	if len(paths) == 0 {
 		paths = append(paths, runSocket)
-		if err := unix.Statfs(cgroupDir, &fs); err == nil && fs.Type == unix.TMPFS_MAGIC {
-			paths = append(paths, legacySocket, seedSocket)
+		var fs unix.Statfs_t
+		if err := unix.Statfs(cgroupDir, &fs); err == nil {
+			tmpfs := fs.Type == unix.TMPFS_MAGIC
+			if tmpfs && fs.Flags&unix.ST_RDONLY == 0 {
+				paths = append(paths, legacySocket, seedSocket)
+			} else {
+				show = tmpfs || fs.Type == unix.CGROUP2_SUPER_MAGIC
+			}
 		}
 		for _, p := range paths {
 			if dir := filepath.Dir(p); dir != cgroupDir {
@@ -104,15 +110,14 @@ func listen(addresses []string, log *logrus.Logger) (_ []*server.Listener, end f
 		}
 		ls = append(ls, l)
 	}
-	if fs.Type == unix.CGROUP2_SUPER_MAGIC {
-		unmount, err := mountSockets(filepath.Dir(runSocket), filepath.Dir(legacySocket))
-		if err != nil {
+	if show {
+		if err := mountSockets(); err != nil {
 			log.WithError(err).Warnf("not served at %s (hint: clients find %s, or give them $CGMANAGER_ADDRESS)", legacySocket, runSocket)
 			return ls, end, nil
 		}
 		log.WithField("socket", legacySocket).Info("serving")
 		end = func() {
-			if err := unmount(); err != nil {
+			if err := unmountSockets(); err != nil {
 				log.WithError(err).Warn("the mount of the sockets is left behind")
 			}
 		}

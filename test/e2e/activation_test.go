@@ -1,9 +1,13 @@
 package e2e_test
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -82,4 +86,119 @@ func TestKernelSocketActivation(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("a descriptor that is no socket is waited for")
 	}
+}
+
+// TestKernelSocketsShown: where a service manager holds the one socket, clients
+// find it at every address that they know, also before a daemon runs.
+func TestKernelSocketsShown(t *testing.T) {
+	harness.Require(t, "root", "unshare", "nsenter", "mount")
+	t.Run("tmpfs", func(t *testing.T) { testShown(t, hostMounts, "cgmanager/sock", "manager") })
+	t.Run("read-only tmpfs", func(t *testing.T) { testShown(t, readOnlyMounts, "cgmanager/sock", "manager") })
+	t.Run("unified", func(t *testing.T) {
+		harness.Require(t, "v2")
+		testShown(t, unifiedMounts, "cgmanager/sock")
+	})
+}
+
+func testShown(t *testing.T, mounts string, shown ...string) {
+	p := harness.Start(t, harness.Spec{})
+	host := mountHost(t, p, harness.PublicDir(t), mounts)
+	root := fmt.Sprintf("/proc/%d/root", host.PID)
+	cgroups := root + "/sys/fs/cgroup/"
+	bin := harness.Binary(t, "cgmanager")
+	run := func(code int, args ...string) {
+		t.Helper()
+		argv := append([]string{"/usr/bin/nsenter", "-m", "-t", strconv.Itoa(host.PID), "--", bin}, args...)
+		if out, got := p.Exec(nil, argv...); got != code || (out == "") != (code == 0) {
+			t.Errorf("%q: %d, %q", args, got, out)
+		}
+	}
+	// listen stands for a service manager, which makes the socket anew.
+	listen := func() *os.File {
+		t.Helper()
+		if err := os.MkdirAll(root+"/run/cgmanager", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(root+"/run/cgmanager", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		sock := root + "/run/cgmanager/sock"
+		_ = os.Remove(sock)
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), sock)
+		t.Cleanup(func() { _ = f.Close() })
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: sock}); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Listen(fd, 16); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	// reach connects at every address and sees that it is accepted.
+	reach := func(f *os.File) {
+		t.Helper()
+		for _, s := range shown {
+			c, err := dialRaw(cgroups + s)
+			if err != nil {
+				t.Errorf("%s: %v", s, err)
+				continue
+			}
+			n, _, err := unix.Accept(int(f.Fd()))
+			if err != nil {
+				t.Errorf("%s is another socket: %v", s, err)
+			} else {
+				unix.Close(n)
+			}
+			unix.Close(c)
+		}
+	}
+	entries := func() []string {
+		t.Helper()
+		var names []string
+		all, err := os.ReadDir(cgroups)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range all {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	flags := func() int64 {
+		t.Helper()
+		var fs unix.Statfs_t
+		if err := unix.Statfs(cgroups, &fs); err != nil {
+			t.Fatal(err)
+		}
+		return fs.Flags
+	}
+	before, mode := entries(), flags()
+
+	run(1, "--mount-sockets") // there is no socket
+	f := listen()
+	run(0, "--mount-sockets")
+	reach(f)
+	run(0, "--mount-sockets") // once more changes nothing
+	reach(f)
+	for _, s := range shown {
+		if err := unix.Chmod(cgroups+s, 0o600); !errors.Is(err, unix.EROFS) {
+			t.Errorf("chmod %s: %v", s, err)
+		}
+	}
+	f = listen() // after a stop and a start
+	run(0, "--mount-sockets")
+	reach(f)
+	run(0, "--unmount-sockets")
+	if got := entries(); !slices.Equal(got, before) {
+		t.Errorf("left is %q, before there was %q", got, before)
+	}
+	run(0, "--unmount-sockets")
+	if got := flags(); got != mode {
+		t.Errorf("the mount's flags are %#x, before %#x", got, mode)
+	}
+	run(2, "--mount-sockets", "--unmount-sockets")
 }

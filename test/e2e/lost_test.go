@@ -604,6 +604,9 @@ chmod 755 /run
 echo ready
 exec sleep 300`
 
+// readOnlyMounts makes what systemd leaves of hostMounts.
+var readOnlyMounts = strings.Replace(hostMounts, "umount -R", "mount -o remount,ro,nosuid,nodev,noexec /sys/fs/cgroup\numount -R", 1)
+
 // mountHost makes a mount namespace with the script, which lasts as long as the
 // child of p that it returns. dir is the test's own.
 func mountHost(t *testing.T, p *harness.Proc, dir, script string) *harness.Child {
@@ -636,6 +639,9 @@ func TestKernelNothingLostDefaults(t *testing.T) {
 	harness.Require(t, "root", "unshare", "nsenter", "mount")
 	t.Run("tmpfs", func(t *testing.T) {
 		testDefaults(t, hostMounts, "/run/cgmanager/sock", "/sys/fs/cgroup/cgmanager/sock", "/sys/fs/cgroup/manager")
+	})
+	t.Run("read-only tmpfs", func(t *testing.T) {
+		testDefaults(t, readOnlyMounts, "/run/cgmanager/sock", "/sys/fs/cgroup/cgmanager/sock", "/sys/fs/cgroup/manager")
 	})
 	t.Run("unified", func(t *testing.T) {
 		harness.Require(t, "v2")
