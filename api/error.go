@@ -59,6 +59,47 @@ func (k Kind) String() string {
 	return "unknown"
 }
 
+// ErrorUnknownMethod is the D-Bus name of the answer to a method that the
+// object does not have.
+const ErrorUnknownMethod = "org.freedesktop.DBus.Error.UnknownMethod"
+
+// Refusal0 starts the text of every refusal of Interface0, whose name is that
+// of Invalid whatever the kind.
+const Refusal0 = "invalid request"
+
+// ErrorName returns the D-Bus name of a kind of error.
+func ErrorName(k Kind) string {
+	switch k {
+	case Invalid:
+		return "org.freedesktop.DBus.Error.InvalidArgs"
+	case NotFound:
+		return "org.freedesktop.DBus.Error.FileNotFound"
+	case Exists:
+		return "org.freedesktop.DBus.Error.FileExists"
+	case Denied:
+		return "org.freedesktop.DBus.Error.AccessDenied"
+	case Busy:
+		return ErrorBusy
+	case Limit:
+		return "org.freedesktop.DBus.Error.LimitsExceeded"
+	case Unsupported:
+		return "org.freedesktop.DBus.Error.NotSupported"
+	case Internal:
+	}
+	return "org.freedesktop.DBus.Error.Failed"
+}
+
+// NamedKind returns the kind of error that has the D-Bus name, and whether
+// there is one.
+func NamedKind(name string) (Kind, bool) {
+	for _, k := range Kinds() {
+		if ErrorName(k) == name {
+			return k, true
+		}
+	}
+	return 0, false
+}
+
 // Error is what a Backend returns. Text goes to the peer and is made of the
 // peer's own words: never a path or a pid of the host. Cause goes to the log
 // alone.

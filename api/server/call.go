@@ -182,9 +182,9 @@ func (j *job) answer(out []byte) []byte {
 		switch out, err = e.End(); {
 		case err != nil:
 			err = api.Errorf(api.Unsupported, "%s: the answer has text in it that is %v", j.method.Name, err)
-		case len(out) > maxReply:
+		case len(out) > wire.MaxReply:
 			out = out[:0]
-			err = api.Errorf(api.Limit, "%s: the answer is longer than %d bytes", j.method.Name, maxReply)
+			err = api.Errorf(api.Limit, "%s: the answer is longer than %d bytes", j.method.Name, wire.MaxReply)
 		}
 	}
 	if err != nil {

@@ -51,8 +51,6 @@ type Limits struct {
 }
 
 const (
-	// maxReply bounds an answer, in bytes.
-	maxReply = 256 << 10
 	// maxText bounds the text of an error, in bytes.
 	maxText = 1024
 	// maxOpening bounds the connections whose opener is being established;

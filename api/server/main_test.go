@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cgmanager/api"
+	"cgmanager/api/wire"
 )
 
 // TestMain serves a fakeBackend at $CGM_TEST_SERVE until SIGTERM, where that
@@ -149,7 +150,7 @@ func (b *fakeBackend) Chmod0(rq *api.Request, _, cgroup, _ string, _ int32) erro
 func (b *fakeBackend) GetValue0(rq *api.Request, controller, cgroup, key string) (string, error) {
 	switch key {
 	case "long":
-		return strings.Repeat("x", maxReply), nil
+		return strings.Repeat("x", wire.MaxReply), nil
 	case "binary":
 		return "\xff", nil
 	}

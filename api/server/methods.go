@@ -72,13 +72,7 @@ func (mt *method) encode(e *wire.Encoder, r *result) {
 		})
 		e.Uint32(r.hidden)
 	case "a{ss}":
-		e.Array(8, func() {
-			for k, v := range r.values {
-				e.Element()
-				e.String(k)
-				e.String(v)
-			}
-		})
+		e.Dict(r.values)
 	case "a(suuu)":
 		e.Array(8, func() {
 			for _, k := range r.keys {

@@ -10,15 +10,11 @@ import (
 	"cgmanager/api/wire"
 )
 
-// D-Bus error names.
+// D-Bus error names of the server's own answers.
 const (
 	nameInvalidArgs   = "org.freedesktop.DBus.Error.InvalidArgs"
-	nameUnknownMethod = "org.freedesktop.DBus.Error.UnknownMethod"
+	nameUnknownMethod = api.ErrorUnknownMethod
 	nameAccessDenied  = "org.freedesktop.DBus.Error.AccessDenied"
-	nameFileNotFound  = "org.freedesktop.DBus.Error.FileNotFound"
-	nameFileExists    = "org.freedesktop.DBus.Error.FileExists"
-	nameNotSupported  = "org.freedesktop.DBus.Error.NotSupported"
-	nameLimits        = "org.freedesktop.DBus.Error.LimitsExceeded"
 	nameFailed        = "org.freedesktop.DBus.Error.Failed"
 	nameNoOwner       = "org.freedesktop.DBus.Error.NameHasNoOwner"
 )
@@ -29,24 +25,7 @@ func errorName(iface string, k api.Kind) string {
 	if iface == api.Interface0 {
 		return nameInvalidArgs
 	}
-	switch k {
-	case api.Invalid:
-		return nameInvalidArgs
-	case api.NotFound:
-		return nameFileNotFound
-	case api.Exists:
-		return nameFileExists
-	case api.Denied:
-		return nameAccessDenied
-	case api.Busy:
-		return api.ErrorBusy
-	case api.Limit:
-		return nameLimits
-	case api.Unsupported:
-		return nameNotSupported
-	case api.Internal:
-	}
-	return nameFailed
+	return api.ErrorName(k)
 }
 
 // appendFailure appends the answer to a request that failed with err.
@@ -58,7 +37,7 @@ func (s *Server) appendFailure(out []byte, iface string, serial, reply uint32, e
 	}
 	text := e.Error()
 	if iface == api.Interface0 {
-		text = "invalid request: " + text
+		text = api.Refusal0 + ": " + text
 	}
 	return wire.AppendError(out, serial, reply, errorName(iface, e.Kind), clip(text))
 }

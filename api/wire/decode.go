@@ -99,16 +99,23 @@ func (d *Decoder) array(alignment int) int {
 	return d.off + int(n)
 }
 
-// Strings reads an as.
-func (d *Decoder) Strings() []string {
-	var list []string
-	end := d.array(4)
+// Array reads an array whose elements have the given alignment; element reads
+// each of them, at least one byte.
+func (d *Decoder) Array(alignment int, element func()) {
+	end := d.array(alignment)
 	for d.err == nil && d.off < end {
-		list = append(list, d.String())
+		d.pad(alignment)
+		element()
 	}
 	if d.off != end {
 		d.fail("array of a wrong length")
 	}
+}
+
+// Strings reads an as.
+func (d *Decoder) Strings() []string {
+	var list []string
+	d.Array(4, func() { list = append(list, d.String()) })
 	if d.err != nil {
 		return nil
 	}
@@ -118,19 +125,14 @@ func (d *Decoder) Strings() []string {
 // Dict reads an a{ss}. twice is a key that occurs more than once, which the
 // specification leaves without a meaning.
 func (d *Decoder) Dict() (dict map[string]string, twice string, dup bool) {
-	end := d.array(8)
 	dict = map[string]string{}
-	for d.err == nil && d.off < end {
-		d.pad(8)
+	d.Array(8, func() {
 		k, v := d.String(), d.String()
 		if _, ok := dict[k]; ok && d.err == nil {
 			twice, dup = k, true
 		}
 		dict[k] = v
-	}
-	if d.off != end {
-		d.fail("array of a wrong length")
-	}
+	})
 	if d.err != nil {
 		return nil, "", false
 	}

@@ -34,6 +34,37 @@ func NewReturn(buf []byte, serial, replySerial uint32, sig string) Encoder {
 	return e
 }
 
+// NewCall starts a METHOD_CALL at the end of buf. fds is how many descriptors
+// go with it.
+func NewCall(buf []byte, serial uint32, path, iface, member, sig string, fds int) Encoder {
+	e := Encoder{buf: buf, start: len(buf)}
+	e.buf = append(e.buf, 'l', byte(Call), 0, 1)
+	e.buf = binary.LittleEndian.AppendUint32(e.buf, 0) // the body's length; see End
+	e.buf = binary.LittleEndian.AppendUint32(e.buf, serial)
+	e.Array(8, func() {
+		for _, f := range [...]struct {
+			code, kind byte
+			text       string
+		}{{fieldPath, 'o', path}, {fieldInterface, 's', iface}, {fieldMember, 's', member}} {
+			e.pad(8)
+			e.buf = append(e.buf, f.code, 1, f.kind, 0)
+			e.raw(f.text)
+		}
+		if sig != "" {
+			e.pad(8)
+			e.signature(sig)
+		}
+		if fds > 0 {
+			e.pad(8)
+			e.buf = append(e.buf, fieldUnixFDs, 1, 'u', 0)
+			e.Uint32(uint32(fds))
+		}
+	})
+	e.pad(8)
+	e.body = len(e.buf)
+	return e
+}
+
 // AppendError appends an ERROR with one string as its body.
 func AppendError(buf []byte, serial, replySerial uint32, name, text string) []byte {
 	e := Encoder{buf: buf, start: len(buf)}
@@ -132,6 +163,17 @@ func (e *Encoder) Array(alignment int, elements func()) {
 	start := len(e.buf)
 	elements()
 	binary.LittleEndian.PutUint32(e.buf[at:], uint32(len(e.buf)-start))
+}
+
+// Dict writes an a{ss}.
+func (e *Encoder) Dict(dict map[string]string) {
+	e.Array(8, func() {
+		for k, v := range dict {
+			e.Element()
+			e.String(k)
+			e.String(v)
+		}
+	})
 }
 
 // Element starts a struct or a dictionary entry.

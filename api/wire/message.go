@@ -10,6 +10,8 @@ import (
 const (
 	// MaxMessage bounds a message, header and body, in bytes.
 	MaxMessage = 64 << 10
+	// MaxReply bounds an answer, in bytes: lists can be long.
+	MaxReply = 256 << 10
 	// MaxFields bounds the array of header fields, in bytes.
 	MaxFields = 8 << 10
 	// MaxFDs is the most file descriptors that the kernel passes with one
@@ -67,8 +69,13 @@ func align(n, to int) int { return (n + to - 1) &^ (to - 1) }
 
 // Size returns the length of the message that starts b, or 0 if b is too short
 // to tell. It returns an error wrapping ErrMalformed as soon as what is there
-// cannot become a message within bounds.
-func Size(b []byte) (int, error) {
+// cannot become a message within MaxMessage.
+func Size(b []byte) (int, error) { return size(b, MaxMessage) }
+
+// ReplySize is Size for an answer, which MaxReply bounds.
+func ReplySize(b []byte) (int, error) { return size(b, MaxReply) }
+
+func size(b []byte, most int) (int, error) {
 	if len(b) > 0 && b[0] != 'l' && b[0] != 'B' {
 		return 0, malformed("unknown byte order")
 	}
@@ -85,11 +92,11 @@ func Size(b []byte) (int, error) {
 	if fields > MaxFields {
 		return 0, malformed("header too long")
 	}
-	if body > MaxMessage {
+	if body > uint32(most) {
 		return 0, malformed("message too long")
 	}
 	n := align(16+int(fields), 8) + int(body)
-	if n > MaxMessage {
+	if n > most {
 		return 0, malformed("message too long")
 	}
 	return n, nil
@@ -108,10 +115,11 @@ const (
 	fieldUnixFDs
 )
 
-// Decode reads the message that is all of b; Size says where it ends. It
-// checks everything but the body. It returns an error wrapping ErrMalformed.
+// Decode reads the message that is all of b; Size, or ReplySize, says where it
+// ends. It checks everything but the body. It returns an error wrapping
+// ErrMalformed.
 func (m *Message) Decode(b []byte) error {
-	n, err := Size(b)
+	n, err := ReplySize(b)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -334,4 +335,41 @@ func FuzzBody(f *testing.F) {
 // known reports whether read knows all types of sig.
 func known(sig string) bool {
 	return strings.Trim(strings.NewReplacer("a{ss}", "", "as", "").Replace(sig), "siu") == ""
+}
+
+// What NewCall writes is read back as what was asked.
+func TestNewCall(t *testing.T) {
+	const before = "before"
+	e := NewCall([]byte(before), 7, "/a/b", "a.b", "Do", "sasa{ss}h", 1)
+	e.String("x")
+	e.Strings([]string{"one", "three"})
+	e.Dict(map[string]string{"k": "v"})
+	e.Uint32(0)
+	b, err := e.End()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = b[len(before):]
+	if n, err := Size(b); n != len(b) || err != nil {
+		t.Errorf("Size: %d of %d, %v", n, len(b), err)
+	}
+	var m Message
+	if err := m.Decode(b); err != nil {
+		t.Fatal(err)
+	}
+	if m.Type != Call || m.Serial != 7 || m.UnixFDs != 1 || !m.WantsReply() || string(m.Path) != "/a/b" ||
+		string(m.Interface) != "a.b" || string(m.Member) != "Do" || string(m.Signature) != "sasa{ss}h" {
+		t.Errorf("got %+v", m)
+	}
+	d := NewDecoder(string(m.Body), m.BigEndian)
+	s, list := d.String(), d.Strings()
+	dict, _, _ := d.Dict()
+	if h := d.Uint32(); s != "x" || !slices.Equal(list, []string{"one", "three"}) || dict["k"] != "v" || h != 0 || d.Close() != nil {
+		t.Errorf("got %q %q %q %d %v", s, list, dict, h, d.Close())
+	}
+	// godbus reads the same.
+	g, err := dbus.DecodeMessage(bytes.NewReader(b))
+	if err != nil || len(g.Body) != 4 || g.Body[0] != "x" {
+		t.Errorf("godbus reads %v, %v", g, err)
+	}
 }
