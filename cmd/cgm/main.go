@@ -9,13 +9,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"cgmanager/api/client"
+	"cgmanager/cmd/version"
 )
 
 // The exit codes, besides those of a shell for a command that cannot be
@@ -110,7 +109,7 @@ func newRoot() *cobra.Command {
 Names of cgroups are relative to the caller's own cgroup; "" is that cgroup.
 The daemon decides by who the caller is, as the kernel says, wherever it runs:
 a host's shell, a container, or a container in a container.`,
-		Version:           version(),
+		Version:           version.String(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
@@ -163,12 +162,4 @@ func between(least, most int) cobra.PositionalArgs {
 		}
 		return nil
 	}
-}
-
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" {
-		return "(unknown)"
-	}
-	return strings.TrimPrefix(info.Main.Version, "v")
 }

@@ -166,7 +166,15 @@ func lock(dir string) (unlock func(), err error) {
 		}
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { _ = f.Close() }, nil
+			// For init scripts it is the pid file too.
+			if err := writePID(f); err != nil {
+				_ = f.Close()
+				return nil, err
+			}
+			return func() {
+				_ = f.Truncate(0)
+				_ = f.Close()
+			}, nil
 		}
 		pid := holder(f)
 		_ = f.Close()
@@ -181,6 +189,14 @@ func lock(dir string) (unlock func(), err error) {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}
 	}
+}
+
+func writePID(f *os.File) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintln(f, os.Getpid())
+	return err
 }
 
 // holder returns the process that holds a lock on f, or 0 (proc_locks(5)).

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cgmanager/api/server"
+	"cgmanager/cmd/version"
 )
 
 // Exit codes.
@@ -28,13 +29,8 @@ const (
 	ExitUsage   = 2
 )
 
-// Version is the program's, as the build recorded it.
-func Version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
-}
+// Version is the program's.
+func Version() string { return version.String() }
 
 // NewLog returns a log that writes to stderr. The level is one that
 // logrus.ParseLevel knows.
@@ -63,6 +59,11 @@ func Prepare() {
 		debug.SetGCPercent(25)
 	}
 	syscall.Umask(0o022) // modes of cgroups and sockets do not depend on who started us
+	if InBackground() {
+		// By this name service managers know it again. It is "exe" by how it
+		// was started.
+		_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
+	}
 }
 
 // SocketPath is the path of a D-Bus address of a Unix socket; a bare path is

@@ -748,6 +748,13 @@ func testDefaults(t *testing.T, mounts string, paths ...string) {
 		if sid, err := unix.Getsid(pid); err != nil || sid != pid {
 			t.Errorf("in session %d, %v", sid, err)
 		}
+		// What an init script looks at.
+		if b, err := os.ReadFile(root + "/run/cgmanager.private/lock"); err != nil || string(b) != strconv.Itoa(pid)+"\n" {
+			t.Errorf("the lock holds %q, %v, want %d", b, err, pid)
+		}
+		if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err != nil || string(b) != "cgmanager\n" {
+			t.Errorf("its name is %q, %v", b, err)
+		}
 		for fd := range 2 {
 			if to, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err != nil || to != "/dev/null" {
 				t.Errorf("fd %d is %s, %v", fd, to, err)
