@@ -3,10 +3,12 @@ package server
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -340,6 +342,112 @@ func TestDrain(t *testing.T) {
 	}
 	close(b.block)
 	eventually(t, "the stuck request ends", func() bool { return ts.Stats().Connections == 0 })
+}
+
+// A request that the kernel took is answered, whenever the server is told to
+// end: what comes too late is refused to whoever sends it.
+func TestDrainLosesNothing(t *testing.T) {
+	rounds := 60
+	if testing.Short() {
+		rounds = 15
+	}
+	var answered, refused atomic.Int64
+	for range rounds {
+		ts := serve(t, &fakeBackend{}, Limits{Drain: 4 * time.Second})
+		var clients sync.WaitGroup
+		for i := range 16 {
+			clients.Go(func() {
+				var b busyClient
+				for b.serve(ts.path, i%2 == 0) {
+				}
+				answered.Add(b.answered)
+				refused.Add(1)
+				if b.err != nil {
+					t.Error(b.err)
+				}
+			})
+		}
+		time.Sleep(time.Duration(rand.IntN(int(20 * time.Millisecond))))
+		ts.stop()
+		clients.Wait()
+		if t.Failed() {
+			break
+		}
+	}
+	t.Logf("%d requests answered, %d refused at the end", answered.Load(), refused.Load())
+}
+
+// busyClient asks until the server is gone.
+type busyClient struct {
+	answered int64
+	err      error // a request that was sent and not answered
+}
+
+// serve logs in and makes calls on one connection, a single one or a thousand. It
+// returns false when the server is gone.
+func (b *busyClient) serve(path string, single bool) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		b.err = err
+		return false
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return false
+	}
+	c := &client{fd: fd}
+	calls, msg, want := 1000, []byte(authRoot), len("OK \r\n")+32+len(agreement)
+	if single {
+		calls = 1
+	}
+	for i := range calls {
+		// By a worker, or by the event loop.
+		m := to(api.Interface0, "GetValue", "memory", "x", "k")
+		if i%4 == 3 {
+			m = ping()
+		}
+		msg = append(msg, c.encode(m)...)
+		for len(msg) > 0 {
+			n, err := retry(func() (int, error) { return unix.SendmsgN(fd, msg, nil, nil, unix.MSG_NOSIGNAL) })
+			if err != nil {
+				return false
+			}
+			msg = msg[n:]
+		}
+		answer := make([]byte, 512)
+		for got := 0; got <= want; {
+			n, err := retry(func() (int, error) { return unix.Read(fd, answer[got:]) })
+			if err != nil || n == 0 {
+				b.err = fmt.Errorf("request %d of a connection was sent and not answered: %d bytes, %v", i, n, err)
+				return false
+			}
+			got += n
+		}
+		want = 0
+		b.answered++
+	}
+	return true
+}
+
+// So is one that waits for credentials on a side channel.
+func TestDrainFinishesExchanges(t *testing.T) {
+	ts := serve(t, &fakeBackend{}, Limits{Drain: 4 * time.Second})
+	c, idle := ts.login(), ts.login()
+	sides := []*side{newSide(t, unix.SOCK_DGRAM), newSide(t, unix.SOCK_STREAM)}
+	for _, s := range sides {
+		s.begin(c, scm("Create", "m", "new"))
+	}
+	ts.cancel()
+	idle.expectClosed() // as c would be without them
+	if err := c.tryWrite(c.encode(ping()), nil); !errors.Is(err, unix.EPIPE) {
+		t.Errorf("sent too late: %v", err)
+	}
+	for _, s := range sides {
+		s.expect("1")
+		s.cred(os.Getpid(), 0, 0)
+		s.expect("1")
+	}
+	c.expectClosed()
 }
 
 func TestDrainIsPrompt(t *testing.T) {

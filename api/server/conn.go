@@ -39,7 +39,7 @@ type conn struct {
 	handshaking bool
 	// busy: a request is with the Backend, and nothing else is handled.
 	busy bool
-	// ended: end of file; the peer can send no more.
+	// ended: end of file; the peer has sent all it can send.
 	ended  bool
 	closed bool
 	// refs counts what needs peer and the place in accounts: the open socket,
@@ -66,6 +66,9 @@ func (s *Server) open(fd int) {
 		return
 	}
 	c.opener = api.Cred{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}
+	if s.draining && !c.sealed() {
+		return
+	}
 	c.wait.expire = c.close
 	s.start(&c.wait, &s.handshakes)
 	pidfd, err := s.peerPIDFD(fd)
@@ -111,7 +114,6 @@ func (o *opening) run(buf []byte) []byte {
 		c.auth = wire.NewSASL(c.s.guid, peer.AcceptsIdentity)
 		c.watch(unix.EPOLLIN)
 		out = c.read(out) // what a pipelining client has sent already
-		c.retire()
 	}
 	c.unref()
 	return out
@@ -258,11 +260,14 @@ func (c *conn) read(out []byte) []byte {
 	if c.foreignFull() {
 		// May pass no more descriptors until its others are closed.
 		n, fds, err := wire.Peek(c.fd, buf)
-		if errors.Is(err, unix.EAGAIN) {
+		switch {
+		case errors.Is(err, unix.EAGAIN):
 			return out
-		}
-		if err != nil || fds || n == 0 {
+		case err != nil || fds:
 			c.close()
+			return out
+		case n == 0:
+			c.end()
 			return out
 		}
 		buf = buf[:n]
@@ -274,8 +279,7 @@ func (c *conn) read(out []byte) []byte {
 	s.chargeForeign(c.accounts, len(got.FDs))
 	c.fds = append(c.fds, got.FDs...)
 	if err == nil && got.N == 0 { // whatever the credential says
-		c.ended = true
-		c.close()
+		c.end()
 		return out
 	}
 	switch {
@@ -376,7 +380,6 @@ func (c *conn) advance(in, out []byte) []byte {
 			c.s.start(&c.wait, &c.s.stalls)
 		}
 		c.watch(unix.EPOLLIN)
-		c.retire()
 	}
 	return out
 }
@@ -431,12 +434,28 @@ func (c *conn) recharge() bool {
 	return ok
 }
 
-// retire closes the connection if the server is to end and nothing that was
-// received is left to be answered. Called with mu held.
-func (c *conn) retire() {
-	if c.s.draining && c.peer != nil && !c.busy && len(c.out) == 0 && len(c.exchanges) == 0 && unread(c.fd) == 0 {
+// sealed lets the peer send no more, so that the server can end once all that
+// was sent is answered: the kernel fails what comes later (EPIPE), and a request
+// that was sent is not lost. It reports whether the connection goes on. Called
+// with mu held.
+func (c *conn) sealed() bool {
+	if err := unix.Shutdown(c.fd, unix.SHUT_RD); err != nil && !errors.Is(err, unix.ENOTCONN) {
+		c.s.log.WithError(err).Warn("shutdown")
 		c.close()
 	}
+	return !c.closed
+}
+
+// end is called at end of file, when all that came before is answered. Called
+// with mu held.
+func (c *conn) end() {
+	c.ended = true
+	if c.s.draining && len(c.exchanges) > 0 {
+		// It was us who ended it, and the last exchange will close it.
+		c.watch(0)
+		return
+	}
+	c.close()
 }
 
 // takeFDs returns the descriptors that came with m, which are at most as many

@@ -344,7 +344,7 @@ func (e *exchange) end() {
 	}
 	s.closeForeign(c.accounts, []int{e.fd})
 	c.unref()
-	if !c.closed {
-		c.retire()
+	if c.ended && len(c.exchanges) == 0 {
+		c.close()
 	}
 }

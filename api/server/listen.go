@@ -254,13 +254,13 @@ func (l *listener) ready(uint32) {
 	l.accept(acceptBatch)
 }
 
-// accept takes up to n connections and reports whether there may be more.
-func (l *listener) accept(n int) bool {
+// accept takes up to n connections. Called with mu held.
+func (l *listener) accept(n int) {
 	s := l.s
 	for range n {
 		if len(s.conns) >= s.limits.TotalConnections || s.opening >= maxOpening {
 			s.pause()
-			return false
+			return
 		}
 		fd, _, err := unix.Accept4(l.fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 		switch {
@@ -268,30 +268,41 @@ func (l *listener) accept(n int) bool {
 			s.open(fd)
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ECONNABORTED):
 		case errors.Is(err, unix.EAGAIN):
-			return false
+			if s.draining { // nobody can connect any more
+				l.finish()
+			}
+			return
 		default:
 			// Out of descriptors or memory: others than ours may give some
 			// back, so look again in a while.
 			s.log.WithError(err).Warn("accept")
 			s.pause()
 			s.start(&s.retry, &s.retries)
-			return false
+			return
 		}
 	}
-	return true
 }
 
-// last accepts what the kernel has accepted already and closes the socket.
-// Called with mu held.
-func (l *listener) last() {
-	for range 64 { // not for ever: others go on connecting meanwhile
-		if !l.accept(acceptBatch) {
-			break
+// seal lets nobody connect any more. Who has connected is accepted, in turn with
+// the rest and as the bounds allow; then the socket is closed. One that is not
+// ours is closed at once: others have it too. Called with mu held.
+func (l *listener) seal() {
+	if l.path != "" {
+		err := unix.Shutdown(l.fd, unix.SHUT_RD)
+		if err == nil {
+			return
 		}
+		l.s.log.WithError(err).Warn("shutdown of a listening socket")
 	}
+	l.finish()
+}
+
+// finish closes the socket and logs what goes wrong. Called with mu held.
+func (l *listener) finish() {
 	if err := l.close(); err != nil {
 		l.s.log.WithError(err).Warn("close a listening socket")
 	}
+	l.s.checkEmpty()
 }
 
 func (l *listener) close() error {

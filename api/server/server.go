@@ -158,10 +158,11 @@ func bootID() string {
 	return id
 }
 
-// Serve accepts and answers until ctx ends. Then it stops accepting, removes
-// the sockets that are its own, answers what was received, and returns: at the
-// latest after Limits.Drain, with requests that a Backend has not finished cut
-// off. A Server serves once.
+// Serve accepts and answers until ctx ends. Then it removes the sockets that are
+// its own, lets no peer send any more (EPIPE), answers all that was sent, and
+// returns: at the latest after Limits.Drain, with requests that a Backend has
+// not finished cut off. Who waits to be accepted on a socket that is not its own
+// is left to whoever serves that next. A Server serves once.
 func (s *Server) Serve(ctx context.Context) error {
 	s.mu.Lock()
 	var err error
@@ -275,26 +276,35 @@ func (s *Server) forget(fd int, now *uint32) {
 	}
 }
 
-// drain stops accepting and lets what has been received be answered.
+// drain lets nobody connect and no peer send any more. What was sent before
+// stays in the kernel's queues and is answered.
 func (s *Server) drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, l := range s.listeners {
-		l.last()
-	}
 	s.draining = true
+	for _, l := range s.listeners {
+		l.seal()
+	}
 	for c := range s.conns {
-		c.retire()
+		if !c.closed {
+			c.sealed()
+		}
 	}
 	s.checkEmpty()
 }
 
 // checkEmpty tells Serve when nothing is left to drain. Called with mu held.
 func (s *Server) checkEmpty() {
-	if s.draining && len(s.conns) == 0 {
-		s.draining = false
-		close(s.empty)
+	if !s.draining || len(s.conns) > 0 {
+		return
 	}
+	for _, l := range s.listeners {
+		if !l.closed {
+			return
+		}
+	}
+	s.draining = false
+	close(s.empty)
 }
 
 // stop ends every connection and the event loop.
