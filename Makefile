@@ -78,8 +78,10 @@ generate: man ## regenerate what is made from the code: man pages, docs/KEYS.md
 install: build ## install under DESTDIR: programs, man pages, completions
 	install -D -m 0755 $(BUILD)/cgm $(DESTDIR)$(BINDIR)/cgm
 	install -D -m 0755 $(BUILD)/cgmanager $(DESTDIR)$(SBINDIR)/cgmanager
+	install -D -m 0755 $(BUILD)/cgproxy $(DESTDIR)$(SBINDIR)/cgproxy
 	install -D -m 0644 docs/man/cgm.1 $(DESTDIR)$(MANDIR)/man1/cgm.1
 	install -D -m 0644 docs/man/cgmanager.8 $(DESTDIR)$(MANDIR)/man8/cgmanager.8
+	install -D -m 0644 docs/man/cgproxy.8 $(DESTDIR)$(MANDIR)/man8/cgproxy.8
 	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions $(DESTDIR)$(DATADIR)/fish/vendor_completions.d
 	$(BUILD)/cgm completion bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/cgm
 	$(BUILD)/cgm completion zsh > $(DESTDIR)$(DATADIR)/zsh/site-functions/_cgm

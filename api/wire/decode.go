@@ -139,6 +139,34 @@ func (d *Decoder) Dict() (dict map[string]string, twice string, dup bool) {
 	return dict, twice, dup
 }
 
+// Variant reads a v that holds an i or a u; sig says which. Another one is an
+// error.
+func (d *Decoder) Variant() (sig string, value uint32) {
+	if d.err != nil {
+		return "", 0
+	}
+	b, off, err := readSignature([]byte(d.body), d.off)
+	if err != nil {
+		d.err = err
+		return "", 0
+	}
+	if sig = string(b); sig != "i" && sig != "u" {
+		d.fail("not a number")
+		return "", 0
+	}
+	d.off = off
+	return sig, d.Uint32()
+}
+
+// Bool reads a b.
+func (d *Decoder) Bool() bool {
+	n := d.Uint32()
+	if n > 1 {
+		d.fail("a boolean is 0 or 1")
+	}
+	return n == 1
+}
+
 // Skip checks whatever values of the signature sig come next and leaves them
 // out.
 func (d *Decoder) Skip(sig string) {

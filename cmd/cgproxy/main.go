@@ -1,0 +1,171 @@
+// Command cgproxy serves cgmanager's requests inside a container, by asking the
+// daemon outside. docs/man/cgproxy.8.md describes it.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/pflag"
+
+	"cgmanager/api/server"
+	"cgmanager/cmd/service"
+	"cgmanager/proxy"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// options are the command line's.
+type options struct {
+	lower    string
+	listen   []string
+	wait     time.Duration
+	daemon   bool
+	sigstop  bool
+	debug    bool
+	logLevel string
+	version  bool
+	help     bool
+}
+
+func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
+	var o options
+	f := pflag.NewFlagSet("cgproxy", pflag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.Usage = func() {}
+	f.StringVar(&o.lower, "lower", "", "`address` (unix:path=PATH) of the daemon to ask, instead of the bind-mounted one")
+	f.StringArrayVar(&o.listen, "listen", nil, "serve this `address` (unix:path=PATH) instead of the usual ones, and move no mount; repeatable")
+	f.DurationVar(&o.wait, "wait", proxy.DefaultWait, "how long requests wait for the daemon below to come back")
+	f.BoolVar(&o.daemon, "daemon", false, "go to the background once the sockets are served")
+	f.BoolVar(&o.sigstop, "sigstop", false, "raise SIGSTOP once the sockets are served")
+	f.BoolVar(&o.debug, "debug", false, "the same as --log-level debug")
+	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
+	f.BoolVar(&o.version, "version", false, "print the version")
+	f.BoolVarP(&o.help, "help", "h", false, "print this help")
+	if err := f.Parse(args); err != nil {
+		return o, f, err
+	}
+	if f.NArg() > 0 {
+		return o, f, fmt.Errorf("unexpected argument: %q", f.Arg(0))
+	}
+	if _, err := logrus.ParseLevel(o.logLevel); err != nil {
+		return o, f, fmt.Errorf("--log-level %q: error, warning, info or debug", o.logLevel)
+	}
+	if o.debug {
+		o.logLevel = "debug"
+	}
+	if o.wait < 0 || o.wait > time.Minute {
+		return o, f, fmt.Errorf("--wait %v: must be 0 to 1m", o.wait)
+	}
+	if o.lower != "" {
+		path, err := service.SocketPath(o.lower)
+		if err != nil {
+			return o, f, fmt.Errorf("--lower: %w", err)
+		}
+		o.lower = path
+	}
+	for i, a := range o.listen {
+		path, err := service.SocketPath(a)
+		if err != nil {
+			return o, f, fmt.Errorf("--listen: %w", err)
+		}
+		if path == o.lower {
+			return o, f, fmt.Errorf("--listen %s: that is where the daemon to ask is (--lower)", a)
+		}
+		o.listen[i] = path
+	}
+	return o, f, nil
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	o, flags, err := parse(args, stderr)
+	if err != nil {
+		fmt.Fprintf(stderr, "cgproxy: %v\nhint: cgproxy --help lists the flags\n", err)
+		return service.ExitUsage
+	}
+	if o.help {
+		fmt.Fprintf(stdout, "cgproxy serves cgmanager's requests inside a container, by asking the daemon outside.\n\nUsage: cgproxy [flags]\n\n%s", flags.FlagUsages())
+		return service.ExitOK
+	}
+	if o.version {
+		fmt.Fprintln(stdout, "cgproxy", service.Version())
+		return service.ExitOK
+	}
+	if o.daemon && !service.InBackground() {
+		return service.Background(stderr)
+	}
+	log := service.NewLog(stderr, o.logLevel)
+	if err := serve(o, log); err != nil {
+		log.Error(err)
+		return service.ExitFailure
+	}
+	return service.ExitOK
+}
+
+// serve runs the proxy until a signal ends it.
+func serve(o options, log *logrus.Logger) (err error) {
+	service.Prepare()
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	if err := proxy.CheckPrivilege(); err != nil {
+		return err
+	}
+	usual := len(o.listen) == 0
+	if usual {
+		unlock, err := lock()
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	lower, err := findLower(o, log)
+	if err != nil {
+		return err
+	}
+	listen := o.listen
+	if usual {
+		var end func() error
+		if lower, end, err = takeAside(lower, o.lower != ""); err != nil {
+			return err
+		}
+		defer func() {
+			if eerr := end(); eerr != nil {
+				log.WithError(eerr).Warn("a mount is left behind")
+			}
+		}()
+		listen = usualSockets()
+	}
+	p := proxy.New(proxy.Config{Lower: lower, Wait: o.wait, Log: log})
+	listeners, err := listenAt(listen, usual, log)
+	if err != nil {
+		return err
+	}
+	s, err := server.New(server.Config{Backend: p, Listeners: listeners, Log: log, Version: service.Version()})
+	if err != nil {
+		for _, l := range listeners {
+			err = errors.Join(err, l.Close())
+		}
+		return err
+	}
+	service.Ready(o.daemon, o.sigstop, listeners, log)
+	return service.Until(s, ending(signals, p), log)
+}
+
+// ending passes signals on, and has requests that wait for the daemon below
+// give up at the first: they are answered while the server drains.
+func ending(signals <-chan os.Signal, p *proxy.Proxy) <-chan os.Signal {
+	on := make(chan os.Signal, 2)
+	go func() {
+		for s := range signals {
+			p.End()
+			on <- s
+		}
+	}()
+	return on
+}
