@@ -78,23 +78,40 @@ func TestKernelReference(t *testing.T) {
 	// for every layout.
 	harness.Require(t, "v1", "dbus-send", "setpriv", "unshare", "stat")
 	w := newWorld(t)
-	p, prefix := atTheTop(w)
-	sl, sl2 := launch(t, p, "/bin/sleep", "300"), launch(t, p, "/bin/sleep", "300")
 	entries := readRecorded(t, "reference-0.42.txt")
 	if len(entries) < 150 {
 		t.Fatalf("%d commands", len(entries))
 	}
-	w.replay(p, prefix, entries, fmt.Sprintf("SL=%d; SL2=%d", sl.PID, sl2.PID), sl.PID)
+	w.direct(func(w *world, p *harness.Proc, prefix string) {
+		sl, sl2 := launch(w.T, p, "/bin/sleep", "300"), launch(w.T, p, "/bin/sleep", "300")
+		w.replay(p, prefix, entries, fmt.Sprintf("SL=%d; SL2=%d", sl.PID, sl2.PID), sl.PID)
+	})
+}
+
+// direct runs a test of a client at the top, by the daemon's own socket and by
+// that of a proxy at the top: nobody can tell which it is.
+func (w *world) direct(test func(w *world, p *harness.Proc, prefix string)) {
+	w.Helper()
+	for _, via := range []string{"daemon", "proxy"} {
+		w.Run(via, func(t *testing.T) {
+			w := w.sub(t)
+			p, prefix := atTheTop(w)
+			if via == "proxy" {
+				w.via = startProxy(t, p, w.d.Sock).sock
+			}
+			test(w, p, prefix)
+		})
+	}
 }
 
 // TestKernelOldClientUnified: what an old client does with a container is
 // answered to the letter as on v1, on every layout.
 func TestKernelOldClientUnified(t *testing.T) {
 	harness.Require(t, "dbus-send")
-	w := newWorld(t)
-	p, prefix := atTheTop(w)
-	sl := launch(t, p, "/bin/sh", "-c", "while :; do :; done")
-	w.replay(p, prefix, readRecorded(t, "oldclient.txt"), fmt.Sprintf("SL=%d", sl.PID), sl.PID)
+	newWorld(t).direct(func(w *world, p *harness.Proc, prefix string) {
+		sl := launch(w.T, p, "/bin/sh", "-c", "while :; do :; done")
+		w.replay(p, prefix, readRecorded(w.T, "oldclient.txt"), fmt.Sprintf("SL=%d", sl.PID), sl.PID)
+	})
 }
 
 // launch starts a program as p's child until the test ends.
@@ -120,7 +137,7 @@ S="dbus-send --peer=$ADDRESS --print-reply --reply-timeout=5000 /org/linuxcontai
 I=org.linuxcontainers.cgmanager0_0
 U1="setpriv --reuid 1000 --regid 1000 --clear-groups"
 NS="unshare -p -f --mount-proc"
-`, w.d.Sock, prefix)
+`, w.sock(), prefix)
 	header := regexp.MustCompile(`^method return time=[0-9.]+ sender=\(null sender\) -> destination=\(null destination\) serial=1 reply_serial=1$`)
 	number := regexp.MustCompile(`^\d+:`)
 	pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, sl))
@@ -139,6 +156,9 @@ NS="unshare -p -f --mount-proc"
 		return append(got, fmt.Sprintf("[exit %d]", code))
 	}
 	for _, e := range entries {
+		if w.via != "" && strings.Contains(e.command, "$NS") && strings.Contains(e.command, "GetPidCgroupAbs") {
+			continue // relative to the proxy's cgroup, not to its own
+		}
 		got := run(e.command)
 		// The kernel takes back what it charged in advance to a cgroup on another
 		// processor when that one gets to it: a low limit may not be met yet.
@@ -181,19 +201,14 @@ func atTheTop(w *world) (*harness.Proc, string) {
 // TestKernelReferenceScm makes the calls with a side channel that were recorded
 // of the original daemon: the same kicks, the same datagrams.
 func TestKernelReferenceScm(t *testing.T) {
-	w := newWorld(t)
-	p, prefix := atTheTop(w)
-	c := p.MustDial(w.d.Sock)
+	newWorld(t).direct(func(w *world, p *harness.Proc, prefix string) { w.referenceScm(p, prefix) })
+}
+
+func (w *world) referenceScm(p *harness.Proc, prefix string) {
+	t := w.T
+	c := p.MustDial(w.sock())
 	defer c.Close()
-	v := p.Launch(nil, "/bin/sleep", "300")
-	t.Cleanup(func() {
-		if err := v.Kill(); err != nil {
-			t.Error(err)
-		}
-		if _, err := v.End(time.Second); err != nil {
-			t.Error(err)
-		}
-	})
+	v := launch(t, p, "/bin/sleep", "300")
 	me := p.Cred
 	self := []harness.Cred{me}
 	victim := []harness.Cred{me, {PID: int32(v.PID)}}

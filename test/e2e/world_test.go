@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"os"
@@ -22,6 +23,8 @@ type world struct {
 	*testing.T
 	*harness.Tree
 	d *harness.Daemon
+	// via is the socket that clients use, if that is not the daemon's own.
+	via string
 	// watch are processes that no attack may move or end.
 	watch []*harness.Proc
 }
@@ -32,6 +35,9 @@ func newWorld(t *testing.T) *world {
 	tree := harness.NewTree(t)
 	return &world{T: t, Tree: tree, d: harness.StartDaemon(t)}
 }
+
+// sock is the socket that clients use.
+func (w *world) sock() string { return cmp.Or(w.via, w.d.Sock) }
 
 // refused is Tree.Refused for this test, and looks after the watched
 // processes too.
