@@ -47,7 +47,7 @@ func TestKernelImpostorSetns(t *testing.T) {
 			// The connection is good; the credential makes the difference.
 			want(t, "an honest call", asker{t, c}.v1("ListChildren", "")[0], []string{"mine"})
 			c.As = &forged
-			for what, attack := range map[string]func() error{
+			w.refusedAll(map[string]func() error{
 				"Create": func() error { return second(c.V1("Create", "sub/x", []string{}, map[string]string{})) },
 				"Create in a named cgroup": func() error {
 					return second(c.V1("Create", "host/sub/x", []string{}, map[string]string{}))
@@ -69,13 +69,11 @@ func TestKernelImpostorSetns(t *testing.T) {
 				"RemoveOnEmpty":       func() error { return second(c.V0("RemoveOnEmpty", "memory", "sub")) },
 				"Remove":              func() error { return second(c.V0("Remove", "memory", "sub", int32(1))) },
 				"Prune":               func() error { return second(c.V0("Prune", "memory", "sub")) },
-			} {
-				w.refused(what, attack)
-			}
+			})
 			c.As = nil
 			me := b.Cred
 			user := b.sees(u)
-			for what, attack := range map[string]func() error{
+			w.refusedAll(map[string]func() error{
 				"CreateScm": func() error { return second(c.Scm("CreateScm", []harness.Cred{forged}, "memory", "sub/x")) },
 				"SetValueScm": func() error {
 					return second(c.Scm("SetValueScm", []harness.Cred{forged}, "pids", "sub", "pids.max", "3"))
@@ -98,9 +96,7 @@ func TestKernelImpostorSetns(t *testing.T) {
 				"a user's pid with root's ids": func() error {
 					return second(c.Scm("CreateScm", []harness.Cred{{PID: u.PID, UID: 0, GID: 0}}, "memory", "mine/x"))
 				},
-			} {
-				w.refused(what, attack)
-			}
+			})
 		})
 	}
 }
@@ -117,7 +113,7 @@ func TestKernelImpostorSideways(t *testing.T) {
 		defer c.Close()
 		fd := r.PidFD(int(pidIn(v).PID))
 		pid := pidIn(v).PID
-		for what, attack := range map[string]func() error{
+		w.refusedAll(map[string]func() error{
 			"Move":            func() error { return second(c.V1("Move", "mine", uint32(pid))) },
 			"Move up":         func() error { return second(c.V1("Move", "", uint32(pid))) },
 			"MoveFd":          func() error { return second(c.V1("MoveFd", "mine", harness.FD(fd))) },
@@ -129,9 +125,7 @@ func TestKernelImpostorSideways(t *testing.T) {
 			"thaw (old)":      func() error { return second(c.V0("SetValue", "freezer", "jail", "freezer.state", "THAWED")) },
 			"DeleteForce":     func() error { return second(c.V1("DeleteForce", "jail")) },
 			"limit":           func() error { return second(c.V1("SetValue", "jail", map[string]string{"pids.limit": "max"})) },
-		} {
-			w.refused(what, attack)
-		}
+		})
 		w.harmless("MovePid all", func() error { return second(c.V0("MovePid", "all", "mine", pid)) })
 		r.Close(fd)
 		// Thawed, v plays along and sends its own credential.

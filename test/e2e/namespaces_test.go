@@ -437,7 +437,7 @@ func TestKernelNamespacesNotPlaced(t *testing.T) {
 
 	c := p.MustDial(w.d.Sock)
 	defer c.Close()
-	for what, attack := range map[string]func() error{
+	w.refusedAll(map[string]func() error{
 		"create":            func() error { return second(c.V1("Create", mine+"/x", []string{"pids"}, map[string]string{})) },
 		"create at the top": func() error { return second(c.V1("Create", "cgmtest-top", []string{"pids"}, map[string]string{})) },
 		"create everywhere": func() error { return second(c.V1("Create", "web", []string{}, map[string]string{})) },
@@ -457,9 +457,7 @@ func TestKernelNamespacesNotPlaced(t *testing.T) {
 		"*Scm": func() error {
 			return second(c.Scm("CreateScm", []harness.Cred{p.Cred}, "pids", mine+"/x"))
 		},
-	} {
-		w.refused(what, attack)
-	}
+	})
 	// Nor has uid 0 of a container that has a pid namespace alone, although
 	// everything in the hierarchy is its uid's.
 	w.MakeIn("hosts", 0, 0, pids)
@@ -508,7 +506,7 @@ func TestKernelNamespacesUnmapped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for what, attack := range map[string]func() error{
+	w.refusedAll(map[string]func() error{
 		"create": func() error { return second(c.V1("Create", "x", []string{}, map[string]string{})) },
 		"set":    func() error { return second(c.V1("SetValue", "sub", map[string]string{"pids.limit": "7"})) },
 		"move":   func() error { return second(c.V1("Move", "sub", uint32(p.PID))) },
@@ -517,9 +515,7 @@ func TestKernelNamespacesUnmapped(t *testing.T) {
 		"chown":  func() error { return second(c.V1("Chown", "sub", uint32(0), uint32(0))) },
 		"escape": func() error { return second(c.V0("MovePidAbs", "memory", "/", p.PID)) },
 		"chmod":  func() error { return second(c.V0("Chmod", "memory", "sub", "", int32(0o777))) },
-	} {
-		w.refused(what, attack)
-	}
+	})
 }
 
 func dialEmpty(p *harness.Proc, sock string) (*harness.Conn, error) {
@@ -541,7 +537,7 @@ func TestKernelNamespacesPrivilegedContainer(t *testing.T) {
 	u := b.user(1000)
 	a.v1("Move", "web", uint32(u.PID))
 	want(t, "the user", w.in(u), "c1/web")
-	for what, attack := range map[string]func() error{
+	w.refusedAll(map[string]func() error{
 		"its own limit":     func() error { return second(c.V1("SetValue", "", map[string]string{"pids.limit": "max"})) },
 		"leaving":           func() error { return second(c.V0("MovePidAbs", "memory", "/", p.PID)) },
 		"leaving for plain": func() error { return second(c.V0("MovePidAbs", "memory", w.Path("plain"), p.PID)) },
@@ -550,9 +546,7 @@ func TestKernelNamespacesPrivilegedContainer(t *testing.T) {
 		"oom control": func() error {
 			return second(c.V0("SetValue", "memory", "web", "memory.oom_control", "1"))
 		},
-	} {
-		w.refused(what, attack)
-	}
+	})
 }
 
 // The clients that people have log in from inside a user namespace.

@@ -46,6 +46,19 @@ func (w *world) refused(what string, attack func() error) {
 	w.watched(what, func() { w.Refused(w.T, what, attack) })
 }
 
+// refusedAll is refused for each attack; with -short there is one picture before
+// and one after them all.
+func (w *world) refusedAll(attacks map[string]func() error) {
+	w.Helper()
+	if testing.Short() {
+		w.watched("one of the attacks", func() { w.RefusedAll(w.T, attacks) })
+		return
+	}
+	for what, attack := range attacks {
+		w.refused(what, attack)
+	}
+}
+
 // harmless is Tree.Harmless with the same care.
 func (w *world) harmless(what string, attack func() error) {
 	w.Helper()

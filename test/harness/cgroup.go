@@ -560,10 +560,10 @@ func contents(name string) string {
 		if err != nil {
 			return err.Error()
 		}
-		if n == 0 {
+		all = append(all, buf[:n]...)
+		if n < len(buf)-256 { // a line more would have had room
 			return string(all)
 		}
-		all = append(all, buf[:n]...)
 	}
 }
 
