@@ -193,6 +193,14 @@ type input struct {
 	Times       int
 }
 
+// times is how often something is repeated that shows at once in most cases.
+func times(n int) int {
+	if testing.Short() {
+		return (n + 4) / 5
+	}
+	return n
+}
+
 func bytesOf(b []byte) input { return input{Data: b} }
 
 // badResult is what an input was answered with.
@@ -761,7 +769,7 @@ func TestKernelBadInputFiles(t *testing.T) {
 		{"with the NUL", fdArgs{Login: []byte{}, Data: []byte{0}, Files: 253, Kind: "null"}, true, ""},
 	} {
 		a := tc.args
-		a.Sock, a.Read, a.ToEnd, a.Times = s.d.Sock, true, tc.closed, 5
+		a.Sock, a.Read, a.ToEnd, a.Times = s.d.Sock, true, tc.closed, times(5)
 		if a.Login == nil {
 			a.Login = []byte(login)
 		}
@@ -814,7 +822,7 @@ func TestKernelBadInputFiles(t *testing.T) {
 		for _, kind := range []string{"null", "full of itself"} {
 			for _, read := range []bool{true, false} {
 				for _, data := range [][]byte{announcing(t, 100, harness.V0, "Ping", int32(0)), ping, ping[:30]} {
-					a := fdArgs{Sock: s.d.Sock, Login: []byte(login), Data: data, Files: 100, Kind: kind, Times: 20, Read: read && len(data) != 30}
+					a := fdArgs{Sock: s.d.Sock, Login: []byte(login), Data: data, Files: 100, Kind: kind, Times: times(20), Read: read && len(data) != 30}
 					if err := p.Run(passFDs, a, nil); err != nil {
 						t.Fatalf("%s: %v", kind, err)
 					}
@@ -844,14 +852,14 @@ func TestKernelBadInputLingeringSocket(t *testing.T) {
 		start := time.Now()
 		for _, read := range []bool{what != "half", false} {
 			if err := p.Run(passFDs, fdArgs{
-				Sock: s.d.Sock, Login: []byte(login), Data: data, Files: 1, Kind: "lingering", Times: 8, Read: read,
+				Sock: s.d.Sock, Login: []byte(login), Data: data, Files: 1, Kind: "lingering", Times: times(8), Read: read,
 			}, nil); err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
 		}
-		t.Logf("%s: 16 of them took %v", what, time.Since(start))
+		t.Logf("%s: %d of them took %v", what, 2*times(8), time.Since(start))
 	}
-	// Not one of 80 may take its six seconds.
+	// Not one of them may take its six seconds.
 	s.over(t, 4*time.Second)
 }
 
@@ -974,7 +982,7 @@ func TestKernelBadInputAbandonedExchange(t *testing.T) {
 			"ListKeysScm":          announcing(t, 1, harness.V0, "ListKeysScm", "memory", "", h),
 			"GetTasksRecursiveScm": announcing(t, 1, harness.V0, "GetTasksRecursiveScm", "all", "", h),
 		} {
-			if err := p.Run(abandon, abandonArgs{s.d.Sock, data, stage, 25}, nil); err != nil {
+			if err := p.Run(abandon, abandonArgs{s.d.Sock, data, stage, times(25)}, nil); err != nil {
 				t.Errorf("%s, %s: %v", member, stage, err)
 			}
 		}
@@ -1145,7 +1153,11 @@ func TestKernelBadInputCrowd(t *testing.T) {
 	for _, login := range []bool{true, false} {
 		var made, served int
 		var crowds []*harness.Proc
-		for range 5 {
+		rounds := 5
+		if testing.Short() {
+			rounds = 3
+		}
+		for range rounds {
 			p := s.host(3000, "crowd")
 			crowds = append(crowds, p)
 			var r crowdResult
@@ -1156,7 +1168,7 @@ func TestKernelBadInputCrowd(t *testing.T) {
 			served += r.Served
 		}
 		t.Logf("login %v: %d connections made, %d answered; %d files", login, made, served, s.d.FDs())
-		if made < 4500 {
+		if made < rounds*900 {
 			t.Errorf("only %d connections could be tried", made)
 		}
 		// Three files for each; without a login half as many may stay.
