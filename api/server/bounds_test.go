@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -417,8 +418,11 @@ func (b *busyClient) serve(path string, single bool) bool {
 		answer := make([]byte, 512)
 		for got := 0; got <= want; {
 			n, err := retry(func() (int, error) { return unix.Read(fd, answer[got:]) })
-			if err != nil || n == 0 {
-				b.err = fmt.Errorf("request %d of a connection was sent and not answered: %d bytes, %v", i, n, err)
+			if err == nil && n == 0 {
+				err = io.EOF
+			}
+			if err != nil {
+				b.err = fmt.Errorf("request %d of a connection was sent and not answered: %w", i, err)
 				return false
 			}
 			got += n

@@ -48,7 +48,12 @@ type Limits struct {
 	// Drain is how long Serve goes on after its context ended, to answer what
 	// was received before. 700 ms.
 	Drain time.Duration
+	// Handover is the same where another daemon waits to serve. 3 s.
+	Handover time.Duration
 }
+
+// HandoverDrain is the default of Limits.Handover.
+const HandoverDrain = 3 * time.Second
 
 const (
 	// maxText bounds the text of an error, in bytes.
@@ -83,6 +88,7 @@ func (l Limits) withDefaults(files int) Limits {
 	l.Stall = cmp.Or(l.Stall, 10*time.Second)
 	l.Exchange = cmp.Or(l.Exchange, 3*time.Second)
 	l.Drain = cmp.Or(l.Drain, 700*time.Millisecond)
+	l.Handover = cmp.Or(l.Handover, HandoverDrain)
 	return l
 }
 

@@ -16,9 +16,11 @@ import (
 type Listener struct {
 	file *os.File
 	// path is where the socket is to be removed in the end, if the inode
-	// there is still the one of stat; empty for a socket that is not ours.
+	// there is still the one of stat; empty for a service manager's.
 	path string
 	stat unix.Stat_t
+	// ours: it ends with us. Else others have it too.
+	ours bool
 }
 
 // ErrInUse says that somebody listens at the path already.
@@ -54,7 +56,7 @@ func Listen(path string) (_ *Listener, err error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	l := &Listener{path: path}
+	l := &Listener{path: path, ours: true}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, unix.Close(fd))
@@ -185,14 +187,64 @@ func Defunct(pid int) bool {
 // not removed in the end.
 func FromFile(f *os.File) *Listener { return &Listener{file: f} }
 
+// Take makes a socket of another daemon's this one's own: Close removes it, if
+// that one made it. Clients see this process as the one that listens.
+func (l *Listener) Take() error {
+	l.ours = l.path != ""
+	if !l.ours {
+		return nil
+	}
+	return l.control(func(fd int) error { return os.NewSyscallError("listen", unix.Listen(fd, unix.SOMAXCONN)) })
+}
+
+// Release closes the socket and leaves it to others.
+func (l *Listener) Release() error { return l.file.Close() }
+
+// Missing reports whether the socket is to be removed in the end and is not where
+// it was made any more.
+func (l *Listener) Missing() bool {
+	var st unix.Stat_t
+	return l.path != "" && (unix.Lstat(l.path, &st) != nil || st.Dev != l.stat.Dev || st.Ino != l.stat.Ino)
+}
+
+// Removed reports whether the socket is to be removed in the end, by whoever has it
+// then: no service manager made it.
+func (l *Listener) Removed() bool { return l.path != "" }
+
+// Is reports whether both are the same socket.
+func (l *Listener) Is(other *Listener) bool {
+	var a, b unix.Stat_t
+	err := errors.Join(
+		l.control(func(fd int) error { return unix.Fstat(fd, &a) }),
+		other.control(func(fd int) error { return unix.Fstat(fd, &b) }))
+	return err == nil && a.Dev == b.Dev && a.Ino == b.Ino
+}
+
+// Path returns where the socket is, as far as that is known.
+func (l *Listener) Path() string {
+	if l.path != "" {
+		return l.path
+	}
+	path := ""
+	_ = l.control(func(fd int) error {
+		if sa, err := unix.Getsockname(fd); err == nil {
+			if u, ok := sa.(*unix.SockaddrUnix); ok {
+				path = u.Name
+			}
+		}
+		return nil
+	})
+	return path
+}
+
 // Name returns the path of the socket, or the name of its file.
 func (l *Listener) Name() string { return l.file.Name() }
 
 // Close stops listening and removes the socket, unless another one is there
 // by now.
 func (l *Listener) Close() error {
-	if l.path == "" {
-		return l.file.Close()
+	if !l.ours {
+		return l.Release()
 	}
 	// Closing is not enough where a copy of the descriptor is left, such as
 	// in a thread that a stranger's file system holds up in close: clients
@@ -207,8 +259,7 @@ func (l *Listener) Close() error {
 		return errors.Join(err, lerr)
 	}
 	defer unlock()
-	var st unix.Stat_t
-	if lerr := unix.Lstat(l.path, &st); lerr == nil && st.Dev == l.stat.Dev && st.Ino == l.stat.Ino {
+	if !l.Missing() {
 		err = errors.Join(err, os.NewSyscallError("unlink", unix.Unlink(l.path)))
 	}
 	return err
@@ -285,9 +336,17 @@ func (l *listener) accept(n int) {
 
 // seal lets nobody connect any more. Who has connected is accepted, in turn with
 // the rest and as the bounds allow; then the socket is closed. One that is not
-// ours is closed at once: others have it too. Called with mu held.
+// ours is closed at once: others have it too. In a handover all stay open. Called
+// with mu held.
 func (l *listener) seal() {
-	if l.path != "" {
+	switch {
+	case l.s.handover:
+		l.closed = true
+		if err := l.s.watch(l.fd, l, 0, &l.events); err != nil {
+			l.s.log.WithError(err).Error("forget a listening socket")
+		}
+		return
+	case l.ours:
 		err := unix.Shutdown(l.fd, unix.SHUT_RD)
 		if err == nil {
 			return

@@ -72,6 +72,8 @@ type Server struct {
 	tickTime   time.Time
 	paused     bool // not accepting
 	draining   bool
+	ending     bool // drain has begun
+	handover   bool
 	stopped    bool
 	empty      chan struct{} // closed when draining and nothing is left
 
@@ -182,10 +184,9 @@ func (s *Server) Serve(ctx context.Context) error {
 		}()
 		select {
 		case <-ctx.Done():
-			s.drain()
 			select {
 			case <-s.empty:
-			case <-time.After(s.limits.Drain):
+			case <-time.After(s.drain()):
 			}
 			s.stop()
 			<-loop // ends because its poller is closed: that is no failure
@@ -197,6 +198,17 @@ func (s *Server) Serve(ctx context.Context) error {
 		s.stop()
 	}
 	return err
+}
+
+// Handover has Serve leave its listening sockets open and in place when its
+// context ends, for another server, and take as long as Limits.Handover for what
+// was sent before: whoever connects waits meanwhile. It reports false where it is
+// too late: the server ends already.
+func (s *Server) Handover() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.handover = !s.ending && !s.stopped
+	return s.handover
 }
 
 // loop handles events until stop.
@@ -277,11 +289,11 @@ func (s *Server) forget(fd int, now *uint32) {
 }
 
 // drain lets nobody connect and no peer send any more. What was sent before
-// stays in the kernel's queues and is answered.
-func (s *Server) drain() {
+// stays in the kernel's queues and is answered. It returns how long that may take.
+func (s *Server) drain() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.draining = true
+	s.draining, s.ending = true, true
 	for _, l := range s.listeners {
 		l.seal()
 	}
@@ -291,6 +303,10 @@ func (s *Server) drain() {
 		}
 	}
 	s.checkEmpty()
+	if s.handover {
+		return s.limits.Handover
+	}
+	return s.limits.Drain
 }
 
 // checkEmpty tells Serve when nothing is left to drain. Called with mu held.

@@ -7,14 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
 
-	"cgmanager/api/server"
-	"cgmanager/cgfs"
 	"cgmanager/cmd/service"
 	"cgmanager/manager"
 )
@@ -34,6 +30,7 @@ type options struct {
 	sigstop     bool
 	listen      []string
 	stateDir    string
+	replace     bool
 	logLevel    string
 	mountOnly   bool
 	unmountOnly bool
@@ -55,6 +52,7 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 	f.Bool("autoremove-premounted-set-release-agent", false, "accepted for old command lines: no release agent is needed")
 	f.StringArrayVar(&o.listen, "listen", nil, "serve this `address` (unix:path=PATH) instead of the usual ones; repeatable")
 	f.StringVar(&o.stateDir, "state-dir", "/run/cgmanager.private", "private `directory` of the daemon")
+	f.BoolVar(&o.replace, "replace", false, "take the place of the daemon that runs, if there is one: it hands over its sockets and ends")
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
 	f.BoolVar(&o.mountOnly, "mount-sockets", false, "show /run/cgmanager at the addresses below /sys/fs/cgroup and end, for a service manager that holds the socket")
 	f.BoolVar(&o.unmountOnly, "unmount-sockets", false, "take that back and end")
@@ -122,43 +120,4 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return service.ExitFailure
 	}
 	return service.ExitOK
-}
-
-// serve runs the daemon until a signal ends it.
-func serve(o options, log *logrus.Logger) (err error) {
-	service.Prepare()
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	unlock, err := lock(o.stateDir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	set, err := cgfs.Open(cgfs.Options{Skip: o.skip, Mount: o.mount})
-	if err != nil {
-		return fmt.Errorf("open the cgroup hierarchies: %w", err)
-	}
-	defer func() { err = errors.Join(err, set.Close()) }()
-	if len(set.Hierarchies()) == 0 {
-		return errors.New("no cgroup hierarchy is mounted (hint: mount cgroup2 at /sys/fs/cgroup, or use --mount)")
-	}
-	m, err := manager.New(manager.Config{Hierarchies: set, MaxDepth: o.maxDepth, Hold: startHolder, Log: log})
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	listeners, end, err := listen(o.listen, log)
-	if err != nil {
-		return err
-	}
-	defer end()
-	s, err := server.New(server.Config{Backend: m, Listeners: listeners, Log: log, Version: service.Version()})
-	if err != nil {
-		for _, l := range listeners {
-			err = errors.Join(err, l.Close())
-		}
-		return err
-	}
-	service.Ready(o.daemon, o.sigstop, listeners, log)
-	return service.Until(s, signals, log)
 }

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -57,72 +59,188 @@ func inherited() ([]*server.Listener, error) {
 	return ls, nil
 }
 
+// sockets are those that the daemon serves.
+type sockets struct {
+	listeners []*server.Listener
+	// shown: those of /run/cgmanager are seen below /sys/fs/cgroup as well, by
+	// mounts of this daemon's; show: they will be its own by take.
+	shown, show bool
+	// dropped were another daemon's, and are not to be served any more.
+	dropped []*server.Listener
+	log     *logrus.Logger
+}
+
 // listen opens the sockets named, or else takes those that a service manager
-// passed, or else opens the usual ones of this host. end takes back what else
-// it did, once they are closed.
-func listen(addresses []string, log *logrus.Logger) (_ []*server.Listener, end func(), err error) {
-	end = func() {}
+// passed, or else opens the usual ones of this host. Where a daemon passes on its
+// own, those stay: all of them, unless addresses are named.
+func listen(addresses []string, passed []*server.Listener, log *logrus.Logger) (_ *sockets, err error) {
+	s := &sockets{log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
 	if len(addresses) == 0 {
-		if ls, err := inherited(); err != nil || len(ls) > 0 {
-			return ls, end, err
+		if s.listeners, err = inherited(); err != nil {
+			return s, err
 		}
 	}
-	var paths []string
-	for _, a := range addresses {
-		p, err := service.SocketPath(a)
-		if err != nil {
-			return nil, end, err
+	paths := make([]string, len(addresses))
+	for i, a := range addresses {
+		if paths[i], err = service.SocketPath(a); err != nil {
+			return s, err
 		}
-		paths = append(paths, p)
 	}
 	show := false
-	if len(paths) == 0 {
-		paths = append(paths, runSocket)
-		var fs unix.Statfs_t
-		if err := unix.Statfs(cgroupDir, &fs); err == nil {
-			tmpfs := fs.Type == unix.TMPFS_MAGIC
-			if tmpfs && fs.Flags&unix.ST_RDONLY == 0 {
-				paths = append(paths, legacySocket, seedSocket)
-			} else {
-				show = tmpfs || fs.Type == unix.CGROUP2_SUPER_MAGIC
-			}
-		}
+	switch {
+	case len(passed) > 0:
+		show = s.keep(passed, paths) && shows()
+	case len(paths) == 0 && len(s.listeners) == 0:
+		show = shows()
+		paths = usual(show)
 		for _, p := range paths {
 			if dir := filepath.Dir(p); dir != cgroupDir {
 				if err := service.SocketDir(dir); err != nil {
-					return nil, end, err
+					return s, err
 				}
 			}
 		}
 	}
-	var ls []*server.Listener
-	defer func() {
-		if err != nil {
-			for _, l := range ls {
-				err = errors.Join(err, l.Close())
-			}
-		}
-	}()
 	for _, p := range paths {
+		if slices.ContainsFunc(s.listeners, func(l *server.Listener) bool { return l.Path() == p }) {
+			continue
+		}
 		l, err := server.Listen(p)
 		if err != nil {
-			return ls, end, fmt.Errorf("%w%s", err, hint(err))
+			return s, fmt.Errorf("%w%s", err, hint(err))
 		}
-		ls = append(ls, l)
+		s.listeners = append(s.listeners, l)
 	}
 	if show {
 		if err := mountSockets(); err != nil {
 			log.WithError(err).Warnf("not served at %s (hint: clients find %s, or give them $CGMANAGER_ADDRESS)", legacySocket, runSocket)
-			return ls, end, nil
+			return s, nil
 		}
 		log.WithField("socket", legacySocket).Info("serving")
-		end = func() {
-			if err := unmountSockets(); err != nil {
-				log.WithError(err).Warn("the mount of the sockets is left behind")
-			}
+		s.show = true
+		s.shown = len(passed) == 0
+	}
+	return s, nil
+}
+
+// shows reports whether the sockets in /run/cgmanager are to be mounted at the
+// addresses below /sys/fs/cgroup, where no socket can be made.
+func shows() bool {
+	var fs unix.Statfs_t
+	if unix.Statfs(cgroupDir, &fs) != nil {
+		return false
+	}
+	return fs.Type == unix.CGROUP2_SUPER_MAGIC || fs.Type == unix.TMPFS_MAGIC && fs.Flags&unix.ST_RDONLY != 0
+}
+
+// usual are the paths of this host's own sockets, but for what is shown.
+func usual(shown bool) []string {
+	var fs unix.Statfs_t
+	if shown || unix.Statfs(cgroupDir, &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
+		return []string{runSocket}
+	}
+	return []string{runSocket, legacySocket, seedSocket}
+}
+
+// keep sorts what another daemon passes on: paths are what is wanted, or all is.
+// It reports whether the daemon's own socket is among it, and wanted because
+// nothing else was named.
+func (s *sockets) keep(passed []*server.Listener, paths []string) (own bool) {
+	for _, l := range passed {
+		wanted := len(paths) == 0 || slices.Contains(paths, l.Path())
+		same := slices.ContainsFunc(s.listeners, l.Is)
+		if !wanted || same || l.Missing() {
+			s.dropped = append(s.dropped, l)
+			continue
+		}
+		s.listeners = append(s.listeners, l)
+		own = own || len(paths) == 0 && l.Removed() && l.Path() == runSocket
+	}
+	return own
+}
+
+// renew opens what the other daemon has removed after all: it was told to end
+// while it passed its sockets on.
+func (s *sockets) renew() error {
+	for i, l := range s.listeners {
+		if !l.Missing() {
+			continue
+		}
+		n, err := server.Listen(l.Path())
+		if err != nil {
+			return fmt.Errorf("%w%s", err, hint(err))
+		}
+		s.log.WithField("socket", l.Path()).Info("opened again")
+		s.listeners[i] = n
+		if err := l.Release(); err != nil {
+			return err
 		}
 	}
-	return ls, end, nil
+	return nil
+}
+
+// take makes the sockets this daemon's own, which is the only one from here on.
+func (s *sockets) take() error {
+	for _, l := range s.listeners {
+		if err := l.Take(); err != nil {
+			return fmt.Errorf("take over %s: %w", l.Name(), err)
+		}
+	}
+	s.shown = s.show
+	return nil
+}
+
+// drop removes those that are not wanted any more.
+func (s *sockets) drop() {
+	for _, l := range s.dropped {
+		path := l.Path()
+		s.log.WithField("socket", path).Info("not served any more")
+		if path == runSocket && l.Removed() && !s.shown {
+			if err := unmountSockets(); err != nil {
+				s.log.WithError(err).Warn("the mount of the sockets is left behind")
+			}
+		}
+		err := l.Take()
+		if err = errors.Join(err, l.Close()); err != nil {
+			s.log.WithError(err).Warnf("close %s", path)
+		}
+	}
+	s.dropped = nil
+}
+
+// close closes them, and removes what is the daemon's own.
+func (s *sockets) close() error {
+	var err error
+	for _, l := range append(s.listeners, s.dropped...) {
+		err = errors.Join(err, l.Close())
+	}
+	s.hide()
+	return err
+}
+
+// hide takes back the mounts, once the sockets are closed.
+func (s *sockets) hide() {
+	if !s.shown {
+		return
+	}
+	s.shown, s.show = false, false
+	if err := unmountSockets(); err != nil {
+		s.log.WithError(err).Warn("the mount of the sockets is left behind")
+	}
+}
+
+// release leaves all of it to another daemon.
+func (s *sockets) release() error {
+	var err error
+	for _, l := range s.listeners {
+		err = errors.Join(err, l.Release())
+	}
+	return err
 }
 
 func hint(err error) string {
@@ -133,8 +251,9 @@ func hint(err error) string {
 }
 
 // lock makes sure that no other daemon has the same state directory, for as
-// long as this one lives: the kernel lets go of the lock with the process.
-func lock(dir string) (unlock func(), err error) {
+// long as this one lives: the kernel lets go of the lock with the process. It waits
+// for one that is just ending.
+func lock(dir string, wait time.Duration) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
@@ -159,7 +278,7 @@ func lock(dir string) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
 	}
 	name := filepath.Join(dir, "lock")
-	for {
+	for end := time.Now().Add(wait); ; {
 		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("state directory: %w", err)
@@ -181,8 +300,11 @@ func lock(dir string) (unlock func(), err error) {
 		switch {
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			return nil, fmt.Errorf("lock the state directory: %w", err)
+		case !server.Defunct(pid) && time.Now().Before(end):
+			time.Sleep(2 * time.Millisecond)
+			continue
 		case !server.Defunct(pid):
-			return nil, fmt.Errorf("another cgmanager is running (it holds the lock in %s; hint: end it first)", dir)
+			return nil, fmt.Errorf("another cgmanager is running (it holds the lock in %s; hint: --replace takes its place, or end it first)", dir)
 		}
 		// The kernel cannot end the last of it, nor let go of its lock.
 		if err := os.Remove(name); err != nil {

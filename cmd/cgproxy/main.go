@@ -3,12 +3,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -111,8 +110,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 // serve runs the proxy until a signal ends it.
 func serve(o options, log *logrus.Logger) (err error) {
 	service.Prepare()
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	life := service.Life(log)
 	if err := proxy.CheckPrivilege(); err != nil {
 		return err
 	}
@@ -154,18 +152,8 @@ func serve(o options, log *logrus.Logger) (err error) {
 		return err
 	}
 	service.Ready(o.daemon, o.sigstop, listeners, log)
-	return service.Until(s, ending(signals, p), log)
-}
-
-// ending passes signals on, and has requests that wait for the daemon below
-// give up at the first: they are answered while the server drains.
-func ending(signals <-chan os.Signal, p *proxy.Proxy) <-chan os.Signal {
-	on := make(chan os.Signal, 2)
-	go func() {
-		for s := range signals {
-			p.End()
-			on <- s
-		}
-	}()
-	return on
+	// Requests that wait for the daemon below give up: they are answered while
+	// the server drains.
+	context.AfterFunc(life, p.End)
+	return s.Serve(life)
 }

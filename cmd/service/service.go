@@ -9,12 +9,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
@@ -95,32 +97,36 @@ func SocketDir(dir string) error {
 	return nil
 }
 
-// Until serves until a signal comes, answers what was accepted, and
-// ends. A second signal ends it at once.
-func Until(s *server.Server, signals <-chan os.Signal, log *logrus.Logger) error {
+// Life is a context that the first of the signals ends: SIGTERM and SIGINT ask the
+// program to end in order. A second one ends it at once.
+func Life(log *logrus.Logger) context.Context {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	go func() {
-		select {
-		case sig := <-signals:
-			log.WithField("signal", sig.String()).Info("ending")
-			cancel()
-		case <-ctx.Done():
-			return
-		}
+		log.WithField("signal", (<-signals).String()).Info("ending")
+		Notify(daemon.SdNotifyStopping)
+		cancel()
 		<-signals
 		os.Exit(ExitFailure)
 	}()
-	return s.Serve(ctx)
+	return ctx
 }
 
-// Ready tells whoever waits for it that the sockets are there: the log, the
-// process that went to the background where background is set, and, where
-// sigstop is, a supervisor that waits for the process to stop.
+// Notify tells a service manager that asked for it (sd_notify(3)).
+func Notify(state string) {
+	// Who does not listen misses it, and that is all.
+	_, _ = daemon.SdNotify(false, state)
+}
+
+// Ready tells whoever waits for it that the sockets are there: the log, a service
+// manager, the process that went to the background where background is set, and,
+// where sigstop is, a supervisor that waits for the process to stop.
 func Ready(background, sigstop bool, listeners []*server.Listener, log *logrus.Logger) {
 	for _, l := range listeners {
 		log.WithField("socket", l.Name()).Info("serving")
 	}
+	Notify(daemon.SdNotifyReady)
 	if background {
 		f := os.NewFile(readyFD, "ready")
 		_, _ = f.Write([]byte{1})

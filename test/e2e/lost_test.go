@@ -29,9 +29,9 @@ type service struct {
 }
 
 // startService starts the daemon as a child of p without waiting for it.
-func startService(t *testing.T, p *harness.Proc, dir, sock, state string) *service {
+func startService(t *testing.T, p *harness.Proc, dir, sock, state string, args ...string) *service {
 	t.Helper()
-	return holdService(t, p, dir, sock, state).release()
+	return holdService(t, p, dir, sock, state, args...).release()
 }
 
 // release lets it start.
@@ -44,11 +44,14 @@ func (s *service) release() *service {
 }
 
 // holdService is startService for a daemon that waits for release.
-func holdService(t *testing.T, p *harness.Proc, dir, sock, state string) *service {
+func holdService(t *testing.T, p *harness.Proc, dir, sock, state string, args ...string) *service {
 	t.Helper()
 	s := &service{t: t, sock: sock, log: filepath.Join(dir, "log")}
-	s.child = p.Launch(nil, "/bin/bash", "-c", `read -r; exec "$@" 2>>"$0"`, s.log,
-		harness.Binary(t, "cgmanager"), "--log-level=debug", "--listen=unix:path="+sock, "--state-dir="+state)
+	argv := append([]string{
+		"/bin/bash", "-c", `read -r; exec "$@" 2>>"$0"`, s.log,
+		harness.Binary(t, "cgmanager"), "--log-level=debug", "--listen=unix:path=" + sock, "--state-dir=" + state,
+	}, args...)
+	s.child = p.Launch(nil, argv...)
 	s.pid = s.child.PID
 	t.Cleanup(func() {
 		if !s.finished {
