@@ -103,18 +103,6 @@ func (x *proxied) end() {
 	}
 }
 
-// kill ends the proxy by SIGKILL.
-func (x *proxied) kill() {
-	x.t.Helper()
-	x.ended = true
-	if err := x.child.Kill(); err != nil {
-		x.t.Error(err)
-	}
-	if _, err := x.child.End(cgtest.Patience(3 * time.Second)); err != nil {
-		x.t.Error(err)
-	}
-}
-
 // sh runs a script in b, with cgm in the path, and returns what it says and its
 // exit code.
 func (b *box) sh(sock, script string) (string, int) {
@@ -321,8 +309,10 @@ func TestKernelProxyRestart(t *testing.T) {
 	start := func(args ...string) *harness.Child {
 		t.Helper()
 		p := harness.Start(t, harness.Spec{})
-		c := p.Launch(nil, append([]string{harness.Binary(t, "cgmanager"), "--listen", "unix:path=" + sock,
-			"--state-dir", filepath.Join(dir, "state"), "--log-level", "error"}, args...)...)
+		c := p.Launch(nil, append([]string{
+			harness.Binary(t, "cgmanager"), "--listen", "unix:path=" + sock,
+			"--state-dir", filepath.Join(dir, "state"), "--log-level", "error",
+		}, args...)...)
 		eventually(t, "the daemon serves", func() bool { return harness.Ping(sock) == nil })
 		return c
 	}
@@ -488,9 +478,14 @@ done
 ls -d /run/*.lower /sys/fs/cgroup/*.lower /sys/fs/cgroup/manager 2>/dev/null && { echo "left behind"; exit 1; }
 echo fine
 `
-	out, code := b.sh("", script)
-	if code != 0 || !strings.HasSuffix(out, "fine\n") || !strings.Contains(out, "another cgproxy serves this container already") {
-		t.Errorf("exit %d: %s", code, out)
+	child := b.Launch(nil, "/bin/bash", "-c", "exec 2>&1; export PATH="+filepath.Dir(harness.Binary(t, "cgm"))+":/usr/sbin:/sbin:$PATH\n"+script)
+	out, err := child.Said(cgtest.Patience(15 * time.Second))
+	if err != nil {
+		t.Error(err)
+	}
+	status, err := child.End(time.Second)
+	if err != nil || !status.Exited() || status.ExitStatus() != 0 || !strings.HasSuffix(out, "fine\n") || !strings.Contains(out, "another cgproxy serves this container already") {
+		t.Errorf("exit %#x: %s", status, out)
 	}
 }
 
@@ -518,8 +513,10 @@ func TestKernelProxyBadInput(t *testing.T) {
 		code         int
 		says         []string
 	}{
-		{"no socket", "mount -t tmpfs none /run; mount -t tmpfs none /sys/fs/cgroup; cgproxy --wait 0", 1,
-			[]string{"there is no cgmanager socket in this container", "hint: bind-mount"}},
+		{
+			"no socket", "mount -t tmpfs none /run; mount -t tmpfs none /sys/fs/cgroup; cgproxy --wait 0", 1,
+			[]string{"there is no cgmanager socket in this container", "hint: bind-mount"},
+		},
 		{"not there", mine("--lower unix:path=" + dir + "/none"), 1, []string{dir + "/none", "no such file", "hint:"}},
 		{"stale", mine("--lower unix:path=" + stale), 1, []string{stale, "connection refused", "hint: the socket is stale"}},
 		{"the same", "cgproxy --lower unix:path=" + dir + "/sock --listen unix:path=" + dir + "/sock", 2, []string{"--listen", "--lower"}},
@@ -527,10 +524,14 @@ func TestKernelProxyBadInput(t *testing.T) {
 		{"what is it", "cgproxy --wait 2h", 2, []string{"--wait"}},
 		{"in use", "cgproxy --lower unix:path=" + w.d.Sock + " --listen unix:path=" + dir + "/taken & p=$!; sleep 1; cgproxy --lower unix:path=" +
 			w.d.Sock + " --listen unix:path=" + dir + "/taken; r=$?; kill $p; wait $p; exit $r", 1, []string{"another daemon answers there", "hint:"}},
-		{"no privilege", "setpriv --bounding-set -sys_admin --inh-caps -sys_admin cgproxy --lower unix:path=" + w.d.Sock + " --listen unix:path=" + dir + "/p", 1,
-			[]string{"may not name others", "CAP_SYS_ADMIN"}},
-		{"no setuid", "setpriv --bounding-set -setuid --inh-caps -setuid cgproxy --lower unix:path=" + w.d.Sock + " --listen unix:path=" + dir + "/p", 1,
-			[]string{"lacks CAP_SETUID", "hint:"}},
+		{
+			"no privilege", "setpriv --bounding-set -sys_admin --inh-caps -sys_admin cgproxy --lower unix:path=" + w.d.Sock + " --listen unix:path=" + dir + "/p", 1,
+			[]string{"may not name others", "CAP_SYS_ADMIN"},
+		},
+		{
+			"no setuid", "setpriv --bounding-set -setuid --inh-caps -setuid cgproxy --lower unix:path=" + w.d.Sock + " --listen unix:path=" + dir + "/p", 1,
+			[]string{"lacks CAP_SETUID", "hint:"},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			out, code := b.sh("", tc.script)

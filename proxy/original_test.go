@@ -1,0 +1,469 @@
+package proxy_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/api/client"
+	"cgmanager/api/wire"
+	"cgmanager/proxy"
+)
+
+// exchange is a call of the original daemon's, as it was recorded of version
+// 0.42: how often it kicked, and what it sent then.
+type exchange struct {
+	method string
+	args   []any // strings and int32s, before the socket
+	kicks  int
+	sent   []string
+}
+
+// original answers as the original daemon did, byte for byte, and reports what it
+// was told.
+type original struct {
+	t    *testing.T
+	path string
+	// version is its api_version.
+	version int32
+	script  []exchange // what is to be asked, in this order
+	told    chan [][]api.Cred
+}
+
+func newOriginal(t *testing.T, version int32, script ...exchange) *original {
+	t.Helper()
+	o := &original{t: t, path: filepath.Join(t.TempDir(), "original"), version: version, script: script, told: make(chan [][]api.Cred, 64)}
+	l, err := net.Listen("unix", o.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			o.serve(c.(*net.UnixConn)) // one at a time, as it did
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-ended
+	})
+	return o
+}
+
+// serve answers on a connection until it ends.
+func (o *original) serve(c *net.UnixConn) {
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		o.t.Error(err)
+	}
+	var in []byte
+	buf, oob := make([]byte, 4096), make([]byte, 256)
+	fds := []int{}
+	read := func() bool {
+		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
+		in = append(in, buf[:max(n, 0)]...)
+		msgs, _ := unix.ParseSocketControlMessage(oob[:oobn])
+		for _, m := range msgs {
+			got, _ := unix.ParseUnixRights(&m)
+			fds = append(fds, got...)
+		}
+		return err == nil && n > 0
+	}
+	for !bytes.Contains(in, []byte("BEGIN\r\n")) {
+		if !read() {
+			return
+		}
+	}
+	_, in, _ = bytes.Cut(in, []byte("BEGIN\r\n"))
+	_, _ = c.Write([]byte("OK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\n"))
+	for serial := uint32(1); ; serial++ {
+		n, err := wire.Size(in)
+		for err == nil && (n == 0 || len(in) < n) {
+			if !read() {
+				return
+			}
+			n, err = wire.Size(in)
+		}
+		var m wire.Message
+		if err == nil {
+			err = m.Decode(in[:n])
+		}
+		if err != nil {
+			o.t.Error(err)
+			return
+		}
+		if serial == 1 && len(fds) > 0 {
+			o.t.Error("a descriptor right behind the login: libdbus lost it")
+		}
+		fd := -1
+		if len(fds) > 0 {
+			fd, fds = fds[0], fds[1:]
+		}
+		_, _ = c.Write(o.answer(&m, serial))
+		if fd >= 0 {
+			o.exchange(&m, fd)
+		}
+		in = in[n:]
+	}
+}
+
+// answer is the recorded answer to a call.
+func (o *original) answer(m *wire.Message, serial uint32) []byte {
+	switch member := string(m.Member); {
+	case member == "Get" || member == "ListControllers":
+		e := wire.NewReturn(nil, serial, m.Serial, map[string]string{"Get": "v", "ListControllers": "as"}[member])
+		if member == "Get" {
+			e.VariantSignature("i")
+			e.Int32(o.version)
+		} else {
+			e.Strings([]string{"memory", "name=systemd"})
+		}
+		b, _ := e.End()
+		return b
+	case strings.HasSuffix(member, "Scm"):
+		b := []byte("l\x02\x01\x01\x00\x00\x00\x00SSSS\x08\x00\x00\x00\x05\x01u\x00RRRR")
+		binary.LittleEndian.PutUint32(b[8:], serial)
+		binary.LittleEndian.PutUint32(b[20:], m.Serial)
+		return b
+	}
+	return wire.AppendError(nil, serial, m.Serial, "org.freedesktop.DBus.Error.UnknownMethod",
+		fmt.Sprintf("Method %q with signature %q on interface %q doesn't exist", m.Member, m.Signature, m.Interface))
+}
+
+// exchange plays the next exchange of the script on a passed socket.
+func (o *original) exchange(m *wire.Message, fd int) {
+	defer unix.Close(fd)
+	if len(o.script) == 0 {
+		o.t.Errorf("%s: not in the script", m.Member)
+		return
+	}
+	x := o.script[0]
+	o.script = o.script[1:]
+	d := wire.NewDecoder(string(m.Body), m.BigEndian)
+	var args []any
+	for _, kind := range strings.TrimSuffix(string(m.Signature), "h") {
+		if kind == 's' {
+			args = append(args, d.String())
+		} else {
+			args = append(args, int32(d.Uint32()))
+		}
+	}
+	if string(m.Member) != x.method || !reflect.DeepEqual(args, x.args) {
+		o.t.Errorf("asked for %s%q, want %s%q", m.Member, args, x.method, x.args)
+	}
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		o.t.Error(err)
+	}
+	var creds []api.Cred
+	var r wire.Receiver
+	for range x.kicks {
+		if _, err := unix.Write(fd, []byte("1")); err != nil {
+			o.t.Error(err)
+			return
+		}
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(p, 5000); n != 1 {
+			o.t.Errorf("%s: no credential: %v", x.method, err)
+			return
+		}
+		var b [8]byte
+		got, err := r.Recv(fd, b[:])
+		if err != nil || got.N != 1 {
+			o.t.Errorf("%s: %d bytes, %v", x.method, got.N, err)
+		}
+		creds = append(creds, got.Cred)
+	}
+	for _, s := range x.sent {
+		if _, err := unix.Write(fd, []byte(s)); err != nil {
+			o.t.Error(err)
+		}
+	}
+	o.told <- [][]api.Cred{creds}
+}
+
+// Below the original daemon plain calls become calls with a side channel, in its
+// own form, and its answers are those of the plain calls.
+func TestOriginal(t *testing.T) {
+	self := api.Cred{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
+	none := errors.New("org.freedesktop.DBus.Error.InvalidArgs")
+	ctx := context.Background()
+	pid := self.PID
+	type result struct {
+		value any
+		err   error
+	}
+	only := func(err error) result { return result{nil, err} }
+	one := func(v any, err error) result { return result{v, err} }
+	for _, tc := range []struct {
+		exchange
+		call  func(c *client.Client) result
+		value any
+		err   error
+	}{
+		{
+			exchange{"CreateScm", []any{"memory", "scmx"}, 1, []string{"1"}},
+			func(c *client.Client) result { return one(c.Create0(ctx, "memory", "scmx")) }, api.DidNotExist, nil,
+		},
+		{
+			exchange{"CreateScm", []any{"memory", "scmx"}, 1, []string{"2"}},
+			func(c *client.Client) result { return one(c.Create0(ctx, "memory", "scmx")) }, api.DidExist, nil,
+		},
+		{
+			exchange{"CreateScm", []any{"memory", "../x"}, 1, []string{"0"}},
+			func(c *client.Client) result { return one(c.Create0(ctx, "memory", "../x")) }, nil, none,
+		},
+		{
+			exchange{"MovePidScm", []any{"memory", "scmx"}, 2, []string{"1"}},
+			func(c *client.Client) result { return only(c.MovePid0(ctx, "memory", "scmx", pid)) }, nil, nil,
+		},
+		{
+			exchange{"MovePidScm", []any{"memory", "nosuch"}, 2, []string{"0"}},
+			func(c *client.Client) result { return only(c.MovePid0(ctx, "memory", "nosuch", pid)) }, nil, none,
+		},
+		{
+			exchange{"MovePidAbsScm", []any{"memory", "/scmx"}, 2, []string{"1"}},
+			func(c *client.Client) result { return only(c.MovePidAbs0(ctx, "memory", "/scmx", pid)) }, nil, nil,
+		},
+		{
+			exchange{"GetPidCgroupScm", []any{"memory"}, 2, []string{"scmx\x00"}},
+			func(c *client.Client) result { return one(c.GetPidCgroup0(ctx, "memory", pid)) }, "scmx", nil,
+		},
+		{
+			exchange{"GetPidCgroupAbsScm", []any{"memory"}, 2, []string{"/scmx\x00"}},
+			func(c *client.Client) result { return one(c.GetPidCgroupAbs0(ctx, "memory", pid)) }, "/scmx", nil,
+		},
+		{
+			exchange{"GetPidCgroupScm", []any{"nosuch"}, 2, []string{""}},
+			func(c *client.Client) result { return one(c.GetPidCgroup0(ctx, "nosuch", pid)) }, nil, none,
+		},
+		// The test sends its own credential with each byte, as the daemon did a
+		// task's.
+		{
+			exchange{"GetTasksScm", []any{"memory", "scmx"}, 1, []string{"\x01\x00\x00\x00", "p"}},
+			func(c *client.Client) result { return one(c.GetTasks0(ctx, "memory", "scmx")) },
+			[]int32{pid},
+			nil,
+		},
+		{
+			exchange{"GetTasksScm", []any{"memory", "nosuch"}, 1, []string{"\xff\xff\xff\xff"}},
+			func(c *client.Client) result { return one(c.GetTasks0(ctx, "memory", "nosuch")) }, nil, none,
+		},
+		{
+			exchange{"GetTasksRecursiveScm", []any{"memory", "scmx"}, 1, []string{"\x02\x00\x00\x00", "p", "p"}},
+			func(c *client.Client) result { return one(c.GetTasksRecursive0(ctx, "memory", "scmx")) },
+			[]int32{pid, pid},
+			nil,
+		},
+		{
+			exchange{"GetValueScm", []any{"memory", "scmx", "memory.limit_in_bytes"}, 1, []string{"9223372036854771712\x00"}},
+			func(c *client.Client) result { return one(c.GetValue0(ctx, "memory", "scmx", "memory.limit_in_bytes")) }, "9223372036854771712", nil,
+		},
+		{
+			exchange{"GetValueScm", []any{"memory", "scmx", "nosuch"}, 1, []string{""}},
+			func(c *client.Client) result { return one(c.GetValue0(ctx, "memory", "scmx", "nosuch")) }, nil, none,
+		},
+		{
+			exchange{"SetValueScm", []any{"memory", "scmx", "memory.limit_in_bytes", "50000000"}, 1, []string{"1"}},
+			func(c *client.Client) result {
+				return only(c.SetValue0(ctx, "memory", "scmx", "memory.limit_in_bytes", "50000000"))
+			}, nil, nil,
+		},
+		{
+			exchange{"SetValueScm", []any{"memory", "scmx", "memory.limit_in_bytes", "junk"}, 1, []string{"0"}},
+			func(c *client.Client) result {
+				return only(c.SetValue0(ctx, "memory", "scmx", "memory.limit_in_bytes", "junk"))
+			}, nil, none,
+		},
+		{
+			exchange{"ChownScm", []any{"memory", "scmx"}, 2, []string{"1"}},
+			func(c *client.Client) result {
+				return only(c.Chown0(ctx, "memory", "scmx", int32(self.UID), int32(self.GID)))
+			}, nil, nil,
+		},
+		{
+			exchange{"ChmodScm", []any{"memory", "scmx", "tasks", int32(436)}, 1, []string{"1"}},
+			func(c *client.Client) result { return only(c.Chmod0(ctx, "memory", "scmx", "tasks", 436)) }, nil, nil,
+		},
+		{
+			exchange{"ChmodScm", []any{"memory", "scmx", "nosuch", int32(436)}, 1, []string{"0"}},
+			func(c *client.Client) result { return only(c.Chmod0(ctx, "memory", "scmx", "nosuch", 436)) }, nil, none,
+		},
+		{
+			exchange{"ListChildrenScm", []any{"memory", "scmx"}, 1, []string{"\x02\x00\x00\x00", "\x06\x00\x00\x00", "k1\x00k2\x00"}},
+			func(c *client.Client) result { return one(c.ListChildren0(ctx, "memory", "scmx")) },
+			[]string{"k1", "k2"},
+			nil,
+		},
+		{
+			exchange{"ListChildrenScm", []any{"memory", "scmx/k1"}, 1, []string{"\x00\x00\x00\x00"}},
+			func(c *client.Client) result { return one(c.ListChildren0(ctx, "memory", "scmx/k1")) },
+			[]string{},
+			nil,
+		},
+		{
+			exchange{"ListKeysScm", []any{"memory", "scmx"}, 1, []string{
+				"\x02\x00\x00\x00", "\x00\x04\x00\x00",
+				"cgroup.procs\n0\n0\n33188\nmemory.kmem.tcp.usage_in_bytes\n4294967295\n-1\n33060\n" + strings.Repeat("\x00", 1024-74),
+			}},
+			func(c *client.Client) result { return one(c.ListKeys0(ctx, "memory", "scmx")) },
+			[]api.Key{{Name: "cgroup.procs", Mode: 33188}, {Name: "memory.kmem.tcp.usage_in_bytes", UID: api.NoID, GID: api.NoID, Mode: 33060}},
+			nil,
+		},
+		{
+			exchange{"ListKeysScm", []any{"memory", "nosuch"}, 1, []string{"\xff\xff\xff\xff"}},
+			func(c *client.Client) result { return one(c.ListKeys0(ctx, "memory", "nosuch")) }, nil, none,
+		},
+		{
+			exchange{"RemoveOnEmptyScm", []any{"memory", "scmx"}, 1, []string{"0"}},
+			func(c *client.Client) result { return only(c.RemoveOnEmpty0(ctx, "memory", "scmx")) }, nil, none,
+		},
+		{
+			exchange{"PruneScm", []any{"memory", "nosuch"}, 1, []string{"0"}},
+			func(c *client.Client) result { return only(c.Prune0(ctx, "memory", "nosuch")) }, nil, none,
+		},
+		{
+			exchange{"RemoveScm", []any{"memory", "scmx", int32(0)}, 1, []string{"0"}},
+			func(c *client.Client) result { return one(c.Remove0(ctx, "memory", "scmx", false)) }, nil, none,
+		},
+		{
+			exchange{"RemoveScm", []any{"memory", "scmx", int32(1)}, 1, []string{"2"}},
+			func(c *client.Client) result { return one(c.Remove0(ctx, "memory", "scmx", true)) }, api.DidExist, nil,
+		},
+		{
+			exchange{"RemoveScm", []any{"memory", "scmx", int32(1)}, 1, []string{"1"}},
+			func(c *client.Client) result { return one(c.Remove0(ctx, "memory", "scmx", true)) }, api.DidNotExist, nil,
+		},
+	} {
+		t.Run(tc.method+tc.sent[0], func(t *testing.T) {
+			o := newOriginal(t, 10, tc.exchange)
+			c := dial(t, start(t, o.path, 0))
+			got := tc.call(c)
+			var refusal *client.Error
+			switch {
+			case tc.err == nil && got.err != nil:
+				t.Fatal(got.err)
+			case tc.err == nil && tc.value != nil && !reflect.DeepEqual(got.value, tc.value):
+				t.Errorf("got %#v, want %#v", got.value, tc.value)
+			case tc.err != nil && (!errors.As(got.err, &refusal) || refusal.Name != tc.err.Error() || !strings.HasPrefix(refusal.Text, "invalid request: ")):
+				t.Errorf("got %#v, %v", got.value, got.err)
+			}
+			want := []api.Cred{self, self}[:tc.kicks]
+			if told := (<-o.told)[0]; !reflect.DeepEqual(told, want) {
+				t.Errorf("it was told of %v, want %v", told, want)
+			}
+		})
+	}
+}
+
+// What the original daemon does not know, the client learns.
+func TestOriginalCannot(t *testing.T) {
+	o := newOriginal(t, 10)
+	c := dial(t, start(t, o.path, 0))
+	if got, err := c.ListControllers0(t.Context()); err != nil || !reflect.DeepEqual(got, []string{"memory", "name=systemd"}) {
+		t.Errorf("ListControllers: %q, %v", got, err)
+	}
+	_, err := c.Create(t.Context(), "x", nil, nil)
+	var refusal *client.Error
+	if !errors.As(err, &refusal) || refusal.Name != "org.freedesktop.DBus.Error.NotSupported" || !strings.Contains(refusal.Text, "original") {
+		t.Errorf("Create: %v", err)
+	}
+	err = c.Chown0(t.Context(), "memory", "x", 7, -1)
+	if !errors.As(err, &refusal) || !strings.Contains(refusal.Text, "both ids at once") {
+		t.Errorf("Chown: %v", err)
+	}
+}
+
+// A proxy says what it finds below instead of a daemon that it can use.
+func TestCheck(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		lower func(t *testing.T) string
+		want  string
+	}{
+		{"nothing", func(t *testing.T) string { return filepath.Join(t.TempDir(), "none") }, "no such file or directory"},
+		{"stale", func(t *testing.T) string {
+			path := filepath.Join(t.TempDir(), "stale")
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.SetUnlinkOnClose(false)
+			l.Close()
+			return path
+		}, "connection refused"},
+		{"another version", func(t *testing.T) string {
+			return newOriginal(t, 9).path
+		}, "api_version is 9, and 10 is needed"},
+		{"no D-Bus", func(t *testing.T) string {
+			return speak(t, "220 mail.example.org ESMTP\r\n")
+		}, "answers the login"},
+		{"another service", func(t *testing.T) string {
+			return speak(t, "OK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\n"+
+				string(wire.AppendError(nil, 1, 1, "org.freedesktop.DBus.Error.UnknownMethod", "no such thing")))
+		}, "not a cgmanager"},
+		{"rejected", func(t *testing.T) string { return speak(t, "REJECTED EXTERNAL\r\n") }, "REJECTED"},
+		{"garbage", func(t *testing.T) string {
+			return speak(t, "OK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\nl\x02\x01\x01\xff\xff\xff\xff\x01\x00\x00\x00\xff\xff\xff\xff")
+		}, "malformed"},
+		{"endless line", func(t *testing.T) string { return speak(t, strings.Repeat("x", 1<<20)) }, "does not speak D-Bus"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := proxy.New(proxy.Config{Lower: tc.lower(t)}).Check()
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want %q", err, tc.want)
+			}
+		})
+	}
+	found, err := proxy.New(proxy.Config{Lower: newOriginal(t, 10).path}).Check()
+	if err != nil || !found.Original || found.PID != int32(os.Getpid()) {
+		t.Errorf("the original: %+v, %v", found, err)
+	}
+}
+
+// speak listens, and says the same to everybody.
+func speak(t *testing.T, what string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "speak")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte(what))
+			buf := make([]byte, 4096)
+			for err == nil {
+				_, err = c.Read(buf)
+			}
+			c.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-ended
+	})
+	return path
+}
