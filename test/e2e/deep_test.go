@@ -126,22 +126,25 @@ func deepCgm(w *world, b *box) {
 			t.Fatalf("cgm %q: %d, %q, want %q", args, code, out, want)
 		}
 	}
+	inside := "" // the cgroup of a container inside
+	if all, _ := filepath.Glob(w.Dir(memory, b.cg) + "/c*[0-9]"); len(all) > 0 {
+		inside = filepath.Base(all[0]) + "\n"
+	}
 	cgm("", "create", "all", "web")
 	cgm("", "set", "web", "memory.limit=64M", "pids.limit=20")
 	want(t, "memory.limit_in_bytes", w.Read(memory, web, "memory.limit_in_bytes"), "67108864")
 	cgm("67108864\n", "get", "web", "memory.limit")
-	cgm("web\n", "listchildren", "memory", "")
+	cgm(inside+"web\n", "listchildren", "memory", "")
 	for _, h := range controllers() {
 		want(t, h.Name+": owner", w.owner(h, web, ""), fmt.Sprintf("%d:%[1]d", b.first))
 	}
 
-	// It moves itself, and says where the kernel has it then.
-	self := b.Launch(nil, "/bin/bash", "-c", `"$0" movepid all web $$ && cat /proc/self/cgroup; printf '\0'; read -r`, bin)
-	said, err := self.Said(10 * time.Second)
-	if err != nil {
-		t.Fatal(err)
+	// It moves itself.
+	self := b.Launch(nil, "/bin/bash", "-c", `"$0" movepid all web $$; printf '\0'; read -r`, bin)
+	if said, err := self.Said(10 * time.Second); err != nil || said != "" {
+		t.Fatalf("cgm movepid: %q, %v", said, err)
 	}
-	all := harness.ParseCgroups(said)
+	all := harness.CgroupsOf(hostChild(t, b.Proc, self.PID))
 	for _, h := range controllers() {
 		want(t, h.Name+": where it is", all[h.Name], w.Path(web))
 	}

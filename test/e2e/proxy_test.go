@@ -29,18 +29,26 @@ type proxied struct {
 }
 
 // startProxy starts cgproxy as a child of p, asking the daemon at lower, and
-// waits until it serves. At the end of the test it must end in order, holding no
-// more files than at first.
+// waits until it serves, at a socket of its own.
 func startProxy(t *testing.T, p *harness.Proc, lower string, args ...string) *proxied {
 	t.Helper()
-	x := &proxied{t: t, dir: harness.PublicDir(t)}
-	x.sock = filepath.Join(x.dir, "sock")
-	if err := os.Chown(x.dir, int(p.HostUID), int(p.HostGID)); err != nil {
+	dir := harness.PublicDir(t)
+	if err := os.Chown(dir, int(p.HostUID), int(p.HostGID)); err != nil {
 		t.Fatal(err)
 	}
-	args = append([]string{"--lower", "unix:path=" + lower, "--listen", "unix:path=" + x.sock, "--log-level", "debug"}, args...)
+	sock := filepath.Join(dir, "sock")
+	return runProxy(t, p, dir, sock, append([]string{"--lower", "unix:path=" + lower, "--listen", "unix:path=" + sock}, args...)...)
+}
+
+// runProxy starts cgproxy as a child of p, with its log in dir, and waits until
+// it serves at sock. At the end of the test it must end in order, holding no more
+// files than at first.
+func runProxy(t *testing.T, p *harness.Proc, dir, sock string, args ...string) *proxied {
+	t.Helper()
+	x := &proxied{t: t, dir: dir, sock: sock}
 	x.child = p.Launch(nil, append([]string{
 		"/bin/sh", "-c", `log=$1; shift; exec "$@" 2>"$log"`, "sh", filepath.Join(x.dir, "log"), harness.Binary(t, "cgproxy"),
+		"--log-level", "debug",
 	}, args...)...)
 	t.Cleanup(func() { x.end() })
 	x.pid = hostChild(t, p, x.child.PID)
@@ -179,6 +187,29 @@ var sameCommands = []string{
 	"unshare -U -r -p -f --mount-proc $S $I.Create string:memory string:inner",
 }
 
+// answers are what who serves at sock says to commands like sameCommands, with the
+// exit codes.
+func (b *box) answers(sock string, commands []string) (all []string) {
+	b.w.Helper()
+	// A number that is no other in what is said.
+	b.sh(sock, "for i in {1..1000}; do (:); done")
+	v := b.Launch(nil, "/bin/sh", "-c", "while :; do read x || exit; done")
+	defer func() { _, _ = v.End(time.Second) }()
+	vars := fmt.Sprintf(`
+S="dbus-send --peer=unix:path=%s --print-reply --reply-timeout=5000 /org/linuxcontainers/cgmanager"
+I=org.linuxcontainers.cgmanager0_0 J=org.linuxcontainers.CGManager1
+U1="setpriv --reuid 1000 --regid 1000 --clear-groups" V=%d
+`, sock, v.PID)
+	pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, v.PID))
+	stamp := regexp.MustCompile(`time=[0-9.]+ `)
+	for _, command := range commands {
+		out, code := b.sh(sock, vars+command)
+		out = pid.ReplaceAllString(stamp.ReplaceAllString(out, ""), "$$V")
+		all = append(all, fmt.Sprintf("%s[exit %d]", out, code))
+	}
+	return all
+}
+
 // Whether a client asks the daemon or a proxy, or a proxy that asks a proxy, it is
 // answered the same, but for what counts from a proxy's cgroup.
 func TestKernelProxySame(t *testing.T) {
@@ -199,22 +230,8 @@ func TestKernelProxySame(t *testing.T) {
 		case "the outer proxy":
 			sock = first.sock
 		}
-		// A number that is no other in what is said.
-		b.sh(sock, "for i in {1..1000}; do (:); done")
-		v := b.Launch(nil, "/bin/sh", "-c", "while :; do read x || exit; done")
-		defer func() { _, _ = v.End(time.Second) }()
-		vars := fmt.Sprintf(`
-S="dbus-send --peer=unix:path=%s --print-reply --reply-timeout=5000 /org/linuxcontainers/cgmanager"
-I=org.linuxcontainers.cgmanager0_0 J=org.linuxcontainers.CGManager1
-U1="setpriv --reuid 1000 --regid 1000 --clear-groups" V=%d
-`, sock, v.PID)
-		pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, v.PID))
-		stamp := regexp.MustCompile(`time=[0-9.]+ `)
-		for _, command := range sameCommands {
-			out, code := b.sh(sock, vars+command)
-			out = pid.ReplaceAllString(stamp.ReplaceAllString(out, ""), "$$V")
-			out = strings.ReplaceAll(out, fmt.Sprint("c1/i", i), "OWN")
-			answers[via] = append(answers[via], fmt.Sprintf("%s[exit %d]", out, code))
+		for _, said := range b.answers(sock, sameCommands) {
+			answers[via] = append(answers[via], strings.ReplaceAll(said, fmt.Sprint("c1/i", i), "OWN"))
 		}
 	}
 	refusals := 0

@@ -27,6 +27,8 @@ type world struct {
 	via string
 	// watch are processes that no attack may move or end.
 	watch []*harness.Proc
+	// around is the container in which all of it takes place, nil on the host.
+	around *box
 }
 
 func newWorld(t *testing.T) *world {
@@ -38,6 +40,43 @@ func newWorld(t *testing.T) *world {
 
 // sock is the socket that clients use.
 func (w *world) sock() string { return cmp.Or(w.via, w.d.Sock) }
+
+// within is the world in a container of w, where clients use another socket. Its
+// ids are those of the container, its tree is what is below the container's
+// cgroup, and its hosts are the container's processes.
+func (w *world) within(b *box, sock string) *world {
+	s := *w
+	s.Tree, s.around, s.via = w.Part(b.cg, b.first), b, sock
+	return &s
+}
+
+// first is the test's number of the world's id 0, depth how many containers it
+// is in.
+func (w *world) first() uint32 {
+	if w.around == nil {
+		return 0
+	}
+	return w.around.first
+}
+
+func (w *world) depth() int {
+	if w.around == nil {
+		return 0
+	}
+	return w.around.level()
+}
+
+// abs is the name of a cgroup that counts from the root, where the requestor is
+// host root, or from the innermost proxy's cgroup.
+func (w *world) abs(cg string) string {
+	if w.around == nil {
+		return w.Path(cg)
+	}
+	return "/" + cg
+}
+
+// sees returns p's number where the world is.
+func (w *world) sees(p *harness.Proc) int32 { return p.NSpid()[w.depth()] }
 
 // refused is Tree.Refused for this test, and looks after the watched
 // processes too.
@@ -115,19 +154,18 @@ type box struct {
 
 // levelMaps are the id maps of containers one in another: where id 0 is in the
 // namespace around, and how many ids there are.
-var levelMaps = []struct{ from, size int }{{100000, 65536}, {10000, 20000}, {5000, 5000}}
+var levelMaps = []struct{ from, size int }{{100000, 65536}, {10000, 20000}, {5000, 5000}, {2000, 3000}, {1500, 1500}}
 
-// box makes a container of the first level.
+// box makes a container.
 func (w *world) box(name string) *box {
 	w.Helper()
-	return w.placed(harness.Start(w.T, boxSpec(0)), name)
+	return w.placed(w.start(boxSpec(w.depth())), name)
 }
 
 // box makes a container inside b.
 func (b *box) box(name string) *box {
 	b.w.Helper()
-	level := strings.Count(b.cg, "/") + 1
-	return b.w.placed(b.Spawn(boxSpec(level)), b.cg+"/"+name)
+	return b.w.placed(b.Spawn(boxSpec(b.level())), b.cg+"/"+name)
 }
 
 func boxSpec(level int) harness.Spec {
@@ -137,7 +175,7 @@ func boxSpec(level int) harness.Spec {
 
 func (w *world) placed(p *harness.Proc, cg string) *box {
 	w.Helper()
-	w.Make(cg, p.HostUID, p.HostGID)
+	w.Make(cg, w.uid(p), w.gid(p))
 	w.Place(p, cg)
 	return &box{w: w, Proc: p, cg: cg, first: p.HostUID}
 }
@@ -158,13 +196,28 @@ func (b *box) user(id uint32) *harness.Proc {
 	return b.Spawn(harness.Spec{UID: id, GID: id})
 }
 
-// host starts a process of the host with the id, and places it.
+// host starts a process with the id, in no container but those in which the
+// world is, and places it.
 func (w *world) host(id uint32, cg string) *harness.Proc {
 	w.Helper()
-	p := harness.Start(w.T, harness.Spec{UID: id, GID: id})
+	p := w.start(harness.Spec{UID: id, GID: id})
 	w.Place(p, cg)
 	return p
 }
+
+// start starts a process where the world is.
+func (w *world) start(s harness.Spec) *harness.Proc {
+	w.Helper()
+	if w.around != nil {
+		return w.around.Spawn(s)
+	}
+	return harness.Start(w.T, s)
+}
+
+// uid and gid are a process's ids where the world is.
+func (w *world) uid(p *harness.Proc) uint32 { return p.HostUID - w.first() }
+
+func (w *world) gid(p *harness.Proc) uint32 { return p.HostGID - w.first() }
 
 // in reports where p is, below the tree, if that is the same in every
 // hierarchy but the named ones; else all of it.
@@ -192,7 +245,7 @@ func (w *world) sub(t *testing.T) *world {
 }
 
 // level is how many containers b is in, itself included.
-func (b *box) level() int { return strings.Count(b.cg, "/") + 1 }
+func (b *box) level() int { return b.w.depth() + strings.Count(b.cg, "/") + 1 }
 
 // sees returns p's credential by the numbers of b's namespaces.
 func (b *box) sees(p *harness.Proc) harness.Cred {
@@ -245,14 +298,14 @@ func want(t testing.TB, what string, got, want any) {
 	}
 }
 
-// owner is the owner of a file of a cgroup on the host.
+// owner is the owner of a file of a cgroup, by the numbers of where the world is.
 func (w *world) owner(h harness.Hierarchy, cg, file string) string {
 	w.Helper()
 	var st unix.Stat_t
 	if err := unix.Lstat(filepath.Join(w.Dir(h, cg), file), &st); err != nil {
 		w.Fatal(err)
 	}
-	return fmt.Sprintf("%d:%d", st.Uid, st.Gid)
+	return fmt.Sprintf("%d:%d", st.Uid-w.first(), st.Gid-w.first())
 }
 
 // eventually waits up to five seconds for a condition.

@@ -114,13 +114,25 @@ var trees atomic.Int32
 type Tree struct {
 	// Base is its path in every hierarchy.
 	Base string
-	t    testing.TB
+	// top is that of the whole tree, whose part this may be.
+	top string
+	// first is the test's number of id 0 of those who give cgroups away here.
+	first uint32
+	t     testing.TB
+}
+
+// Part is the part of the tree below a cgroup, in which ids count from first on:
+// what the root of a container has of it. A picture is one of the whole tree all
+// the same. It is removed with the tree.
+func (tr *Tree) Part(cg string, first uint32) *Tree {
+	return &Tree{Base: tr.Path(cg), top: tr.top, first: first, t: tr.t}
 }
 
 // NewTree makes a cgroup at the top of every hierarchy, owned by root.
 func NewTree(t testing.TB) *Tree {
 	t.Helper()
 	tr := &Tree{t: t, Base: fmt.Sprintf("/cgmtest-%d-%d", os.Getpid(), trees.Add(1))}
+	tr.top = tr.Base
 	for _, h := range Hierarchies() {
 		tr.mkdir(h, tr.Base)
 	}
@@ -259,7 +271,7 @@ func (tr *Tree) Dir(h Hierarchy, name string) string {
 }
 
 // Make makes the cgroup in every hierarchy (its parent must be there) and
-// gives directory and files of delegation to uid and gid.
+// gives directory and files of delegation to uid and gid, by the tree's numbers.
 func (tr *Tree) Make(name string, uid, gid uint32) {
 	tr.t.Helper()
 	tr.MakeIn(name, uid, gid, Hierarchies()...)
@@ -286,7 +298,7 @@ func (tr *Tree) own(h Hierarchy, name string, uid, gid uint32) {
 	tr.t.Helper()
 	dir := tr.Dir(h, name)
 	for _, f := range []string{"", "tasks", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"} {
-		err := os.Chown(filepath.Join(dir, f), int(uid), int(gid))
+		err := os.Chown(filepath.Join(dir, f), int(tr.first+uid), int(tr.first+gid))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			tr.t.Fatal(err)
 		}
@@ -511,7 +523,7 @@ func (tr *Tree) Snapshot() Snapshot {
 	tr.t.Helper()
 	s := Snapshot{}
 	for _, h := range Hierarchies() {
-		root := filepath.Join(h.Mount, tr.Base)
+		root := filepath.Join(h.Mount, tr.top)
 		err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
 			if err != nil {
 				return err
