@@ -31,8 +31,8 @@ type Proxy struct {
 	lower string
 	wait  time.Duration
 	log   logrus.FieldLogger
-	down  atomic.Bool // the daemon below is, for the log
-	hops  atomic.Int64
+	down  atomic.Bool  // the daemon below is, for the log
+	hops  atomic.Int64 // handles beside the clients' own
 
 	ending chan struct{} // closed by End
 	end    sync.Once
@@ -120,12 +120,23 @@ func (c *peer) hangUp() {
 	}
 }
 
-// Bounds on the handles of chains. Those beside the clients' own are bounded
-// over all connections, lest a proxy inside use up this one's descriptors.
-const (
-	maxHops      = 32
-	maxOtherHops = 8192
-)
+// maxHops bounds a chain: namespaces nest no deeper.
+const maxHops = 32
+
+// addHop makes room for a handle beside the client's own. These are bounded over
+// all connections, lest a proxy inside use up this one's descriptors: the server
+// leaves an eighth of them to others than connections.
+func (p *Proxy) addHop() bool {
+	var r unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) != nil {
+		return false
+	}
+	if p.hops.Add(1) > int64(r.Cur/16) {
+		p.hops.Add(-1)
+		return false
+	}
+	return true
+}
 
 // ActFor implements api.CGManager1: the client is a proxy itself, and names one
 // for whom it asks.
@@ -136,10 +147,7 @@ func (p *Proxy) ActFor(rq *api.Request) error {
 		return err
 	}
 	defer c.release()
-	if len(c.hops) >= maxHops || p.hops.Add(1) > maxOtherHops {
-		if len(c.hops) < maxHops {
-			p.hops.Add(-1)
-		}
+	if len(c.hops) >= maxHops || !p.addHop() {
 		return api.Errorf(api.Limit, "%s: too many proxies in a row, or connections through them", op)
 	}
 	h, err := hold(rq.Sender, -1)

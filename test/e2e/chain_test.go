@@ -11,7 +11,7 @@ import (
 // chain connects as outer and has it act for the others, from the outside
 // inwards; what follows is sent with the credential of the last.
 func chain(outer *box, others ...*harness.Proc) (*harness.Conn, error) {
-	c, err := outer.Dial(outer.w.d.Sock)
+	c, err := outer.Dial(outer.w.sock())
 	if err != nil {
 		return nil, err
 	}
@@ -110,6 +110,18 @@ func TestKernelChainLies(t *testing.T) {
 	w.Place(entered, ".")
 	u := c.user(7)
 	w.watch = []*harness.Proc{a.Proc, u, b.Proc, c.Proc, side.Proc, other.Proc, entered}
+	for _, via := range []string{"daemon", "proxy"} {
+		t.Run(via, func(t *testing.T) {
+			if via == "proxy" {
+				w.via = startProxy(t, a.Proc, w.d.Sock).sock
+			}
+			w.chainLies(a, b, c, side, deep, u, entered)
+		})
+	}
+}
+
+func (w *world) chainLies(a, b, c, side *box, deep, u, entered *harness.Proc) {
+	w.Helper()
 	create := func(c *harness.Conn, err error) error {
 		if err != nil {
 			return err
@@ -140,7 +152,7 @@ func TestKernelChainLies(t *testing.T) {
 			return create(conn, err)
 		},
 		"ids that it has not": func() error {
-			conn, err := a.Dial(w.d.Sock)
+			conn, err := a.Dial(w.sock())
 			if err != nil {
 				return err
 			}
@@ -178,7 +190,11 @@ func TestKernelChainLies(t *testing.T) {
 			return second(conn.V0("MovePidAbs", "memory", "/", int32(side.HostPID)))
 		},
 		"for ever": func() error {
-			conn, err := a.Dial(w.d.Sock)
+			conn, err := a.Dial(w.sock())
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
 			for i := 0; err == nil && i < 1000; i++ {
 				_, err = conn.V1("ActFor")
 			}
