@@ -575,3 +575,20 @@ func TestKernelProxyBadInput(t *testing.T) {
 		t.Errorf("left behind: %q", all)
 	}
 }
+
+// TestKernelProxyReference replays what was recorded in a container behind the
+// original's proxy.
+func TestKernelProxyReference(t *testing.T) {
+	harness.Require(t, "v1")
+	w := newWorld(t)
+	b := w.box("c0")
+	w.via = startProxy(t, b.Proc, w.d.Sock).sock
+	b.sh("", "for i in {1..1000}; do (:); done") // numbers that are no others
+	v := launch(t, b.Proc, "/bin/sleep", "300")
+	entries := readRecorded(t, "proxy-0.42.txt")
+	if len(entries) < 20 {
+		t.Fatalf("%d commands", len(entries))
+	}
+	w.replay(b.Proc, "", entries, fmt.Sprintf("SL=%d; export PATH=%s:$PATH CGMANAGER_ADDRESS=unix:path=%s",
+		v.PID, filepath.Dir(harness.Binary(t, "cgm")), w.via), v.PID)
+}
