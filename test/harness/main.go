@@ -39,7 +39,7 @@ func Main(m *testing.M) {
 
 // Require skips the test if this machine lacks one of the features: "root",
 // "v1", "v2", "unified" (a v2 that has the controllers, and no systemd), "userns",
-// "systemd" (as the first process), "cc", or the name of another program. A feature that
+// "systemd" (as the first process), "lxc" (and a machine to install things on), "cc", or the name of another program. A feature that
 // the environment variable CGM_REQUIRE lists (comma separated) must be there:
 // its lack is a failure. Programs must be there as soon as it lists anything,
 // because .ci/deps installs them.
@@ -60,7 +60,7 @@ func Require(t testing.TB, features ...string) {
 func required(feature string) bool {
 	list := os.Getenv("CGM_REQUIRE")
 	switch feature {
-	case "root", "v1", "v2", "unified", "userns", "systemd":
+	case "root", "v1", "v2", "unified", "userns", "systemd", "lxc":
 		return slices.Contains(strings.Split(list, ","), feature)
 	}
 	return list != ""
@@ -104,6 +104,12 @@ func missing(feature string) error {
 			return fmt.Errorf("the first process is %q", b)
 		}
 		return nil
+	case "lxc":
+		if !Emulated() {
+			return errors.New("its containers need files of the host that are a virtual machine's to change")
+		}
+		_, err := exec.LookPath("lxc-start")
+		return err
 	case "cc":
 		if os.Getenv("CGM_BIN") != "" {
 			return nil
