@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -41,11 +43,13 @@ func TestKernelSocketActivation(t *testing.T) {
 	}
 	early := make(chan error, 1)
 	go func() { early <- harness.Ping(sock) }() // before there is a daemon
-	start := func(f *os.File) *exec.Cmd {
+	start := func(f *os.File, args ...string) *exec.Cmd {
 		// LISTEN_PID is the daemon's own, which only the program that execs
 		// it knows.
-		cmd := exec.Command("/bin/sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" --state-dir "$1"`,
-			bin, filepath.Join(dir, "state"))
+		cmd := exec.Command("/bin/sh", append([]string{
+			"-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" --state-dir "$@"`,
+			bin, filepath.Join(dir, "state"),
+		}, args...)...)
 		cmd.ExtraFiles = []*os.File{f}
 		cmd.Stderr = os.Stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
@@ -68,6 +72,53 @@ func TestKernelSocketActivation(t *testing.T) {
 	}
 	if _, err := os.Lstat(sock); err != nil {
 		t.Errorf("the service manager's socket is gone: %v", err)
+	}
+
+	// Whoever connects between two daemons is served by the next one, and by one
+	// that takes the place of that, whether it has the socket from the service
+	// manager or from the other.
+	for range 10 {
+		waiting := make(chan error, 20)
+		for range cap(waiting) {
+			go func() { waiting <- harness.Ping(sock) }()
+		}
+		time.Sleep(time.Millisecond)
+		daemon = start(passed)
+		for range cap(waiting) {
+			if err := <-waiting; err != nil {
+				t.Errorf("a connection that came between two daemons: %v", err)
+			}
+		}
+		for _, next := range []func() *exec.Cmd{
+			func() *exec.Cmd { return start(passed, "--replace") },
+			func() *exec.Cmd {
+				cmd := exec.Command(bin, "--replace", "--state-dir", filepath.Join(dir, "state"))
+				cmd.Stderr = os.Stderr
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = cmd.Process.Kill() })
+				return cmd
+			},
+		} {
+			by := next()
+			if err := daemon.Wait(); err != nil {
+				t.Errorf("the daemon that was replaced: %v", err)
+			}
+			if err := harness.Ping(sock); err != nil {
+				t.Error(err)
+			}
+			daemon = by
+		}
+		if err := daemon.Process.Signal(unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if err := daemon.Wait(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(sock); err != nil {
+			t.Fatalf("the service manager's socket is gone: %v", err)
+		}
 	}
 
 	null, err := os.Open(os.DevNull)
@@ -201,4 +252,62 @@ func testShown(t *testing.T, mounts string, shown ...string) {
 		t.Errorf("the mount's flags are %#x, before %#x", got, mode)
 	}
 	run(2, "--mount-sockets", "--unmount-sockets")
+}
+
+// TestKernelNotify: a service manager is told when the daemon serves, when it
+// ends, and which process is the service's when one takes another's place.
+func TestKernelNotify(t *testing.T) {
+	harness.Require(t, "root")
+	bin, dir := harness.Binary(t, "cgmanager"), harness.PublicDir(t)
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	start := func(args ...string) *exec.Cmd {
+		cmd := exec.Command(bin, append([]string{"--listen", filepath.Join(dir, "sock"), "--state-dir", filepath.Join(dir, "state")}, args...)...)
+		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = cmd.Process.Kill() })
+		return cmd
+	}
+	told := func(want ...string) {
+		t.Helper()
+		if err := manager.SetReadDeadline(time.Now().Add(cgtest.Patience(5 * time.Second))); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 4096)
+		for _, w := range want {
+			n, err := manager.Read(b)
+			if err != nil || string(b[:n]) != w {
+				t.Fatalf("told %q, %v, want %q", b[:max(n, 0)], err, w)
+			}
+		}
+	}
+	one := start()
+	told("READY=1")
+	if err := harness.Ping(filepath.Join(dir, "sock")); err != nil {
+		t.Error(err)
+	}
+	two := start("--replace")
+	told("RELOADING=1", fmt.Sprint("MAINPID=", two.Process.Pid), "READY=1")
+	if err := one.Wait(); err != nil {
+		t.Error(err)
+	}
+	c, _, err := askControl(filepath.Join(dir, "state/control"), "replace 1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	told("RELOADING=1", "READY=1")
+	if err := two.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	told("STOPPING=1")
+	if err := two.Wait(); err != nil {
+		t.Error(err)
+	}
 }

@@ -810,6 +810,49 @@ func testDefaults(t *testing.T, mounts string, paths ...string) {
 		}
 		removed()
 	})
+	t.Run("--replace", func(t *testing.T) {
+		s := p.Launch(nil, in(bin)...)
+		served()
+		// Mounts and sockets stay what they are, in every container.
+		inodes := func() (all []uint64) {
+			for _, s := range append(sockets, root+"/run/cgmanager", root+"/sys/fs/cgroup/cgmanager") {
+				var st unix.Stat_t
+				if err := unix.Lstat(s, &st); err != nil {
+					t.Error(err)
+				}
+				all = append(all, st.Ino)
+			}
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", host.PID))
+			if err != nil {
+				t.Error(err)
+			}
+			for line := range strings.Lines(string(b)) {
+				if id, err := strconv.ParseUint(strings.Fields(line)[0], 10, 64); err == nil && strings.Contains(line, "cgmanager") {
+					all = append(all, id)
+				}
+			}
+			return all
+		}
+		before := inodes()
+		for range 3 {
+			next := p.Launch(nil, in(bin, "--replace")...)
+			if ws, err := s.End(patience()); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
+				t.Errorf("ended with %v, %v", ws, err)
+			}
+			served()
+			if after := inodes(); !slices.Equal(before, after) {
+				t.Errorf("sockets and mounts were %v, are %v", before, after)
+			}
+			s = next
+		}
+		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if ws, err := s.End(patience()); err != nil || ws.ExitStatus() != 0 {
+			t.Errorf("ended with %v, %v", ws, err)
+		}
+		removed()
+	})
 	t.Run("after kill -9", func(t *testing.T) {
 		s := p.Launch(nil, in(bin)...)
 		served()
