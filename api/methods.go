@@ -29,6 +29,9 @@ type Method struct {
 	// Changes says that the method may change cgroups or tasks; such calls
 	// are charged to the caller's rate of changes.
 	Changes bool
+	// Holds says that the Backend keeps a handle on the sender until the
+	// connection ends; such calls are charged as connections are.
+	Holds bool
 	// Scm says that the method is the side channel form of another: the last
 	// argument is a socket over which credentials and the result travel.
 	Scm bool
@@ -150,6 +153,6 @@ func methods1() []Method {
 		{Name: "DeleteForce", In: in(name), Changes: true},
 		{Name: "Kill", In: in(name), Changes: true},
 		{Name: "Delegate", In: in(name, controllers), Out: in(Arg{"path", "s"}), Changes: true},
-		{Name: "ActFor"},
+		{Name: "ActFor", Holds: true},
 	}
 }

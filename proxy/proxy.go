@@ -31,8 +31,7 @@ type Proxy struct {
 	lower string
 	wait  time.Duration
 	log   logrus.FieldLogger
-	down  atomic.Bool  // the daemon below is, for the log
-	hops  atomic.Int64 // handles beside the clients' own
+	down  atomic.Bool // the daemon below is, for the log
 
 	ending chan struct{} // closed by End
 	end    sync.Once
@@ -106,7 +105,6 @@ func (c *peer) Accounts() []string { return c.accounts }
 // Close implements api.Peer.
 func (c *peer) Close() {
 	c.hangUp()
-	c.p.hops.Add(int64(1 - len(c.hops)))
 	for _, h := range c.hops {
 		h.close()
 	}
@@ -123,21 +121,6 @@ func (c *peer) hangUp() {
 // maxHops bounds a chain: namespaces nest no deeper.
 const maxHops = 32
 
-// addHop makes room for a handle beside the client's own. These are bounded over
-// all connections, lest a proxy inside use up this one's descriptors: the server
-// leaves an eighth of them to others than connections.
-func (p *Proxy) addHop() bool {
-	var r unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &r) != nil {
-		return false
-	}
-	if p.hops.Add(1) > int64(r.Cur/16) {
-		p.hops.Add(-1)
-		return false
-	}
-	return true
-}
-
 // ActFor implements api.CGManager1: the client is a proxy itself, and names one
 // for whom it asks.
 func (p *Proxy) ActFor(rq *api.Request) error {
@@ -147,12 +130,11 @@ func (p *Proxy) ActFor(rq *api.Request) error {
 		return err
 	}
 	defer c.release()
-	if len(c.hops) >= maxHops || !p.addHop() {
-		return api.Errorf(api.Limit, "%s: too many proxies in a row, or connections through them", op)
+	if len(c.hops) >= maxHops {
+		return api.Errorf(api.Limit, "%s: more than %d proxies in a row", op, maxHops)
 	}
 	h, err := hold(rq.Sender, -1)
 	if err != nil {
-		p.hops.Add(-1)
 		return api.Errorf(api.Denied, "%s: the requestor has ended", op).WithCause(err)
 	}
 	c.hops = append(c.hops, h)
@@ -166,7 +148,6 @@ func (p *Proxy) ActFor(rq *api.Request) error {
 	if err != nil {
 		c.hangUp()
 		c.hops = c.hops[:len(c.hops)-1]
-		p.hops.Add(-1)
 		h.close()
 	}
 	return err

@@ -89,6 +89,45 @@ func TestConnectionsPerAccount(t *testing.T) {
 	c.ok(ping(), "")
 }
 
+// A process for whom somebody acts counts as a connection of its own: the Backend
+// holds as much of it.
+func TestHandlesPerAccount(t *testing.T) {
+	ts := serve(t, &fakeBackend{accounts: byUID}, Limits{Connections: 20})
+	in := ts.loginAs(1000)
+	in.expect(fmt.Sprintf(loggedIn, ts.guid))
+	for range 19 {
+		in.ok(to(api.Interface1, "ActFor"), "")
+	}
+	in.fails(to(api.Interface1, "ActFor"), "LimitsExceeded", "too many connections")
+	in.ok(ping(), "")
+	c := ts.loginAs(1001)
+	c.expectClosed()
+	in.close()
+	eventually(t, "the places are free again", func() bool { return ts.Stats().Connections == 0 })
+
+	// Host root is bounded by the total.
+	ts = serve(t, &fakeBackend{}, Limits{TotalConnections: 3})
+	root := ts.login()
+	root.ok(to(api.Interface1, "ActFor"), "")
+	root.ok(to(api.Interface1, "ActFor"), "")
+	root.fails(to(api.Interface1, "ActFor"), "LimitsExceeded", "too many connections")
+	waits := ts.dial()
+	waits.write([]byte(authRoot))
+	time.Sleep(50 * time.Millisecond)
+	if n := ts.Stats().Connections; n != 1 {
+		t.Errorf("%d connections beside two handles", n)
+	}
+	root.close()
+	waits.expect("OK " + ts.guid + "\r\n" + agreement)
+
+	// What fails is not held.
+	ts = serve(t, &fakeBackend{actFor: "fail denied"}, Limits{TotalConnections: 3})
+	root = ts.login()
+	for range 9 {
+		root.fails(to(api.Interface1, "ActFor"), "AccessDenied", "")
+	}
+}
+
 func TestHandshakesPerAccount(t *testing.T) {
 	ts := serve(t, &fakeBackend{accounts: byUID}, Limits{Handshakes: 4, Handshake: 300 * time.Millisecond})
 	for range 10 {

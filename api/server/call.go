@@ -137,6 +137,13 @@ func (c *conn) submit(mt *method, m *wire.Message, a *args, fd int, out []byte) 
 		}
 		return out
 	}
+	if mt.Holds && !c.hold() {
+		if m.WantsReply() {
+			err := api.Errorf(api.Limit, "%s: too many connections, and processes for whom they act", mt.Name)
+			out = c.s.appendFailure(out, mt.iface, c.nextSerial(), m.Serial, err)
+		}
+		return out
+	}
 	j := &job{c: c, method: mt, rq: c.request(), args: *a, fd: fd}
 	if m.WantsReply() {
 		j.serial, j.reply = c.nextSerial(), m.Serial
@@ -152,12 +159,16 @@ func (j *job) run(buf []byte) []byte {
 	s.mu.Lock()
 	closed := c.closed
 	s.mu.Unlock()
-	out := buf[:0]
+	out, done := buf[:0], false
 	if !closed {
-		out = j.answer(out)
+		out, done = j.answer(out)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if j.method.Holds && !done {
+		c.charged(-1)
+		s.resumeIfRoom()
+	}
 	if j.fd >= 0 {
 		s.closeForeign(c.accounts, []int{j.fd})
 	}
@@ -169,12 +180,14 @@ func (j *job) run(buf []byte) []byte {
 	return out
 }
 
-// answer asks the Backend and appends the answer to out.
-func (j *job) answer(out []byte) []byte {
+// answer asks the Backend and appends the answer to out. It reports whether the
+// Backend has done what was asked.
+func (j *job) answer(out []byte) (_ []byte, done bool) {
 	s := j.c.s
 	r, err := s.call(j.method, &j.rq, &j.args, j.fd)
+	done = err == nil
 	if j.reply == 0 {
-		return out
+		return out, done
 	}
 	if err == nil {
 		e := wire.NewReturn(out, j.serial, j.reply, j.method.out)
@@ -190,7 +203,7 @@ func (j *job) answer(out []byte) []byte {
 	if err != nil {
 		out = s.appendFailure(out, j.method.iface, j.serial, j.reply, err)
 	}
-	return out
+	return out, done
 }
 
 // call calls the Backend's method.

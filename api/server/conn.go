@@ -45,6 +45,7 @@ type conn struct {
 	// refs counts what needs peer and the place in accounts: the open socket,
 	// requests in flight, a close that takes its time.
 	refs      int
+	held      int // handles that the Backend keeps beside the opener's; charged
 	buffered  int // charged
 	exchanges map[*exchange]struct{}
 	starting  []*exchange // to be started when their calls are answered
@@ -136,7 +137,7 @@ func (s *Server) openPeer(opener api.Cred, pidfd int) (peer api.Peer, err error)
 func (c *conn) charge() bool {
 	l := &c.s.limits
 	ok := true
-	room := l.TotalConnections - l.TotalConnections/16 - len(c.s.conns)
+	room := c.s.room()
 	c.handshaking = true
 	for _, name := range c.peer.Accounts() {
 		a := c.s.account(name)
@@ -148,6 +149,40 @@ func (c *conn) charge() bool {
 		}
 	}
 	return ok
+}
+
+// room is how many more connections peers with accounts may have.
+func (s *Server) room() int {
+	return s.limits.TotalConnections - s.limits.TotalConnections/16 - s.places()
+}
+
+// places is how many are taken by connections, and by what a Backend holds for
+// them.
+func (s *Server) places() int { return len(s.conns) + s.held }
+
+// hold charges a handle that the Backend is to keep for the connection as a
+// connection more, and reports whether there is room for it. Called with mu held.
+func (c *conn) hold() bool {
+	c.charged(1)
+	l, room := &c.s.limits, c.s.room()
+	ok := c.s.places() <= l.TotalConnections
+	for _, a := range c.accounts {
+		ok = ok && a.conns <= l.Connections && a.conns <= room
+	}
+	if !ok {
+		c.charged(-1)
+	}
+	return ok
+}
+
+// charged changes the number of handles that the Backend keeps for the
+// connection. Called with mu held.
+func (c *conn) charged(n int) {
+	c.held += n
+	c.s.held += n
+	for _, a := range c.accounts {
+		a.conns += n
+	}
 }
 
 // begun is called when the handshake is over.
@@ -207,6 +242,7 @@ func (c *conn) unref() {
 	if c.refs--; c.refs > 0 {
 		return
 	}
+	c.charged(-c.held)
 	for _, a := range c.accounts {
 		a.conns--
 		if c.handshaking {
@@ -223,7 +259,7 @@ func (c *conn) unref() {
 
 // resumeIfRoom accepts again where a bound was why not.
 func (s *Server) resumeIfRoom() {
-	if s.paused && len(s.conns) < s.limits.TotalConnections && s.opening < maxOpening/2 {
+	if s.paused && s.places() < s.limits.TotalConnections && s.opening < maxOpening/2 {
 		s.resume()
 	}
 }

@@ -10,10 +10,11 @@ import (
 // Limits bounds what peers can use. A field that is zero has its default. A
 // peer without accounts, which is host root, is bound by the totals alone.
 type Limits struct {
-	// Connections bounds the connections of an account. 2,048.
+	// Connections bounds the connections of an account. A process for whom the
+	// opener of one acts (ActFor) counts as one more. 2,048.
 	Connections int
-	// TotalConnections bounds all connections; beyond it the rest wait to be
-	// accepted. 16,384, or what RLIMIT_NOFILE leaves room for.
+	// TotalConnections bounds all connections in the same way; beyond it the
+	// rest wait to be accepted. 16,384, or what RLIMIT_NOFILE leaves room for.
 	TotalConnections int
 	// Handshakes bounds an account's connections that have not finished
 	// their handshake. 1,024.
@@ -64,7 +65,7 @@ const (
 )
 
 // handles is how many descriptors a connection may need: its socket, and what
-// a Backend's Peer holds of the opener.
+// a Backend's Peer holds of the opener, or of one for whom it acts.
 const handles = 6
 
 // withDefaults fills in what l leaves open. files is RLIMIT_NOFILE: three

@@ -309,7 +309,7 @@ func (l *listener) ready(uint32) {
 func (l *listener) accept(n int) {
 	s := l.s
 	for range n {
-		if len(s.conns) >= s.limits.TotalConnections || s.opening >= maxOpening {
+		if s.places() >= s.limits.TotalConnections || s.opening >= maxOpening {
 			s.pause()
 			return
 		}

@@ -52,6 +52,7 @@ type fakeBackend struct {
 	accounts func(api.Cred) []string
 	open     func(api.Cred) error
 	block    chan struct{} // if set, Create0 of "block" waits for it
+	actFor   string        // how ActFor ends, as the cgroup's name elsewhere
 	peers    atomic.Int64  // that are open
 	pids     []int32
 	request  atomic.Pointer[api.Request] // the last one
@@ -237,7 +238,7 @@ func (b *fakeBackend) Delete(rq *api.Request, name string) error         { retur
 func (b *fakeBackend) DeleteForce(rq *api.Request, name string) error    { return b.fail(rq, name) }
 func (b *fakeBackend) Kill(rq *api.Request, name string) error           { return b.fail(rq, name) }
 
-func (b *fakeBackend) ActFor(rq *api.Request) error { return b.fail(rq, "") }
+func (b *fakeBackend) ActFor(rq *api.Request) error { return b.fail(rq, b.actFor) }
 
 func (b *fakeBackend) Delegate(rq *api.Request, name string, controllers []string) (string, error) {
 	return "/" + name + "/" + strings.Join(controllers, ","), b.fail(rq, name)

@@ -53,6 +53,7 @@ type Server struct {
 	sources    []slot // by file descriptor
 	generation uint32
 	conns      map[*conn]struct{}
+	held       int // by the Backend for connections, beside their openers
 	exchanges  int
 	foreign    int // descriptors of strangers that are open here
 	maxForeign int
