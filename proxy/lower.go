@@ -151,15 +151,16 @@ func (l *lower) send(b []byte, cred api.Cred, fd int) error {
 	if fd >= 0 {
 		first = append(unix.UnixRights(fd), oob...)
 	}
-	for len(b) > 0 {
-		n, _, err := l.conn.WriteMsgUnix(b, first, nil)
+	for rest := b; len(rest) > 0; {
+		n, _, err := l.conn.WriteMsgUnix(rest, first, nil)
 		if err != nil {
-			if refused := cannotName(err); refused != nil {
+			// After a part of a message nothing else can follow.
+			if refused := cannotName(err); refused != nil && len(rest) == len(b) {
 				return refused
 			}
 			return &lostError{err: systemError(err)}
 		}
-		b, first = b[n:], oob
+		rest, first = rest[n:], oob
 	}
 	return nil
 }

@@ -17,8 +17,7 @@ import (
 	"cgmanager/test/harness"
 )
 
-// replacement is a place for daemons that take one another
-// place.
+// replacement is a directory for daemons that take one another's place.
 type replacement struct {
 	t    *testing.T
 	p    *harness.Proc
