@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
+	"syscall"
 
 	"github.com/godbus/dbus/v5"
 
@@ -31,6 +34,35 @@ func (e *Error) Error() string { return e.Text }
 
 // Hint returns what the daemon advises to do about it, or "".
 func (e *Error) Hint() string { return e.hint }
+
+// GoneError says that the daemon ended, or another one took its place. Whoever
+// wants to go on connects again.
+type GoneError struct {
+	method string
+	// NotSent: the request was surely not carried out. Else nobody can know.
+	NotSent bool
+}
+
+// Error says what happened to the request.
+func (e *GoneError) Error() string {
+	if e.NotSent {
+		return e.method + ": the daemon had closed the connection: it ended, or was replaced"
+	}
+	return e.method + ": the daemon ended before it answered: this may be done, or not"
+}
+
+// Hint says what to do about it.
+func (e *GoneError) Hint() string {
+	if e.NotSent {
+		return "try again"
+	}
+	return "look what there is, and try again"
+}
+
+// gone reports whether err says that the other side has closed the connection.
+func gone(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+}
 
 // IsNotFound reports whether err is a refusal because something named in the
 // request does not exist or is not visible to the caller.
@@ -61,11 +93,14 @@ func (c *Client) call(ctx context.Context, iface, method string, out []any, in .
 func callError(method string, err error) error {
 	e, ok := errors.AsType[dbus.Error](err)
 	if !ok {
+		op, isOp := errors.AsType[*net.OpError](err)
 		switch {
 		case errors.Is(err, context.DeadlineExceeded):
 			return fmt.Errorf("%s: no reply in time", method)
-		case errors.Is(err, dbus.ErrClosed):
-			return fmt.Errorf("%s: the daemon closed the connection", method)
+		case errors.Is(err, dbus.ErrClosed), isOp && op.Op == "write" && gone(err):
+			return &GoneError{method, true}
+		case gone(err):
+			return &GoneError{method, false}
 		}
 		return fmt.Errorf("%s: %w", method, err)
 	}

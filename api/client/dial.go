@@ -90,18 +90,31 @@ func DialAddress(ctx context.Context, addresses ...string) (*Client, error) {
 	}
 	var tried []error
 	for _, address := range each {
-		conn, err := dbus.Dial(address)
-		if err != nil {
+		conn, err := dial(ctx, address)
+		if gone(err) {
+			// The daemon was replaced meanwhile. Nothing has been asked of it.
+			conn, err = dial(ctx, address)
+		}
+		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
 			tried = append(tried, fmt.Errorf("%s: %w", address, reason(err)))
 			continue
 		}
-		if err := login(ctx, conn); err != nil {
-			return nil, fmt.Errorf("log in to cgmanager at %s: %w", address, err)
+		if err != nil {
+			return nil, fmt.Errorf("log in to cgmanager at %s: %w", address, reason(err))
 		}
 		// The library always sends a destination; the daemon ignores which.
 		return &Client{conn: conn, obj: conn.Object(api.BusName, api.ObjectPath), address: address}, nil
 	}
 	return nil, &UnreachableError{Tried: tried}
+}
+
+// dial connects and logs in. Where nobody can be reached the error is of a "dial".
+func dial(ctx context.Context, address string) (*dbus.Conn, error) {
+	conn, err := dbus.Dial(address)
+	if err != nil {
+		return nil, err
+	}
+	return conn, login(ctx, conn)
 }
 
 // login authenticates conn, and closes it on failure. The library's handshake

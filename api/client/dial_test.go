@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"io/fs"
@@ -143,7 +144,7 @@ func TestCallError(t *testing.T) {
 		{"no hint", dbus.Error{Name: notFound, Body: []any{"a (hint: b) c"}}, "a (hint: b) c", "", notFound},
 		{"no text", dbus.Error{Name: notFound}, notFound, "", notFound},
 		{"no string", dbus.Error{Name: notFound, Body: []any{int32(1)}}, notFound, "", notFound},
-		{"closed", dbus.ErrClosed, "Create: the daemon closed the connection", "", ""},
+		{"closed", dbus.ErrClosed, "Create: the daemon had closed the connection: it ended, or was replaced", "", ""},
 		{"late", context.DeadlineExceeded, "Create: no reply in time", "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -160,6 +161,85 @@ func TestCallError(t *testing.T) {
 			}
 			if IsNotFound(err) != ok {
 				t.Errorf("IsNotFound: %v", !ok)
+			}
+		})
+	}
+}
+
+// A daemon that goes away, at one moment or another: whoever asks is told whether
+// the request may have been carried out. One that goes while it is logged in to
+// is dialled again.
+func TestGone(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		// leave is what a daemon does when a client has logged in.
+		leave   func(c *net.UnixConn)
+		notSent bool
+	}{
+		{"closed", func(c *net.UnixConn) { _ = c.Close() }, true},
+		{"draining", func(c *net.UnixConn) { _ = c.CloseRead() }, true},
+		{"asked", func(c *net.UnixConn) {
+			go func() {
+				_, _ = c.Read(make([]byte, 1))
+				_ = c.Close()
+			}()
+		}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			sock := filepath.Join(t.TempDir(), "sock")
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			left := make(chan struct{})
+			go func() {
+				defer close(left)
+				// The first one goes at once.
+				first, err := l.AcceptUnix()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = first.Close()
+				conn, err := l.AcceptUnix()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				t.Cleanup(func() { _ = conn.Close() })
+				answers := map[string]string{
+					"\x00AUTH": "REJECTED EXTERNAL\r\n", "AUTH": "OK 00\r\n", "NEGOTIATE_UNIX_FD": "AGREE_UNIX_FD\r\n",
+				}
+				r := bufio.NewReader(conn)
+				for {
+					line, err := r.ReadString('\n')
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					word := strings.Fields(line)[0]
+					if word == "BEGIN" {
+						c.leave(conn)
+						return
+					}
+					if _, err := conn.Write([]byte(answers[word])); err != nil {
+						t.Error(err)
+					}
+				}
+			}()
+			cl, err := DialAddress(t.Context(), sock)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer cl.Close()
+			<-left
+			err = cl.Kill(t.Context(), "x")
+			if gone, ok := errors.AsType[*GoneError](err); !ok || gone.NotSent != c.notSent {
+				t.Errorf("got %v", err)
+			}
+			if strings.Contains(err.Error(), sock) {
+				t.Errorf("the text is for nobody: %v", err)
 			}
 		})
 	}

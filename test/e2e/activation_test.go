@@ -263,7 +263,7 @@ func TestKernelNotify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer manager.Close()
+	defer func() { _ = manager.Close() }()
 	start := func(args ...string) *exec.Cmd {
 		cmd := exec.Command(bin, append([]string{"--listen", filepath.Join(dir, "sock"), "--state-dir", filepath.Join(dir, "state")}, args...)...)
 		cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+filepath.Join(dir, "notify"))
