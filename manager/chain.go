@@ -46,7 +46,8 @@ func (m *Manager) ActFor(rq *api.Request) error {
 		return c.unknown(requestor, err)
 	}
 	// As SO_PEERCRED, its ids are those that it has at this moment.
-	if _, err = m.host.Requestor(proc, rq.Sender.UID, rq.Sender.GID, false); err == nil && !proc.Alive() {
+	r, err := m.host.Requestor(proc, rq.Sender.UID, rq.Sender.GID, false)
+	if err == nil && !proc.Alive() {
 		err = identity.ErrGone
 	}
 	if err != nil {
@@ -54,7 +55,7 @@ func (m *Manager) ActFor(rq *api.Request) error {
 		return c.unknown(requestor, err)
 	}
 	around := links[len(links)-1]
-	c.parties = []party{{role: requestor, cred: rq.Sender, proc: proc}, {role: proxy, cred: around.cred, proc: around.proc}}
+	c.parties = []party{{role: requestor, cred: rq.Sender, proc: proc, r: r}, {role: proxy, cred: around.cred, proc: around.proc}}
 	c.proxies = 1
 	if err := c.nested(); err != nil {
 		proc.Close()

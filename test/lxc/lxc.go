@@ -17,7 +17,7 @@ import (
 	"cgmanager/test/harness"
 )
 
-// Patience is how long a script may take.
+// patience is how long a script may take.
 func patience() time.Duration { return cgtest.Patience(60 * time.Second) }
 
 // Host installs the programs and what packaging/lxc has, as a package would, and
@@ -28,15 +28,11 @@ func Host(t testing.TB) *Site {
 	t.Helper()
 	harness.Require(t, "root", "userns", "lxc")
 	for _, program := range []string{"cgm", "cgmanager", "cgproxy"} {
-		from := harness.Binary(t, program)
-		if _, err := os.Stat(from); program == "cgproxy" && errors.Is(err, os.ErrNotExist) {
-			continue
-		}
 		dir := "/usr/sbin"
 		if program == "cgm" {
 			dir = "/usr/bin"
 		}
-		install(t, from, filepath.Join(dir, program), 0o755)
+		install(t, harness.Binary(t, program), filepath.Join(dir, program), 0o755)
 	}
 	for from, to := range map[string]string{
 		"config/cgmanager.conf":               "config/cgmanager.conf",
