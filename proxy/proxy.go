@@ -20,7 +20,8 @@ const DefaultWait = 5 * time.Second
 type Config struct {
 	// Lower is the path of the daemon's socket.
 	Lower string
-	// Wait is how long a request waits for the daemon below to come back.
+	// Wait is how long a request waits for the daemon below to come back; 0 is
+	// not at all.
 	Wait time.Duration
 	// Log gets what becomes of the daemon below. Nil discards it.
 	Log logrus.FieldLogger

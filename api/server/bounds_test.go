@@ -414,6 +414,9 @@ func TestDrainLosesNothing(t *testing.T) {
 			break
 		}
 	}
+	if answered.Load() == 0 {
+		t.Error("nothing was asked before the server ended")
+	}
 	t.Logf("%d requests answered, %d refused at the end", answered.Load(), refused.Load())
 }
 
