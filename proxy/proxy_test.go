@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"errors"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -143,4 +144,37 @@ func FuzzReply(f *testing.F) {
 		d = wire.NewDecoder(string(m.Body), m.BigEndian)
 		d.Variant()
 	})
+}
+
+// A process that has ended is not named: its number may be another's.
+func TestGone(t *testing.T) {
+	cmd := exec.Command("/bin/sleep", "100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	cred := api.Cred{PID: int32(cmd.Process.Pid)}
+	h, err := hold(cred, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	c := &peer{hops: []*handle{h}, lower: &lower{}}
+	if !h.alive() || c.speaks(cred) != nil {
+		t.Error("it is there")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	var e *api.Error
+	if err := c.speaks(cred); !errors.As(err, &e) || e.Kind != api.Denied {
+		t.Errorf("speaks: %v", err)
+	}
+	// There is no connection: it must not get as far as to send anything.
+	if err := c.passHops(); !errors.As(err, &e) || e.Kind != api.Denied {
+		t.Errorf("passHops: %v", err)
+	}
+	if _, err := hold(cred, -1); err == nil {
+		t.Error("a handle on a process that has ended")
+	}
 }

@@ -592,3 +592,56 @@ func TestKernelProxyReference(t *testing.T) {
 	w.replay(b.Proc, "", entries, fmt.Sprintf("SL=%d; export PATH=%s:$PATH CGMANAGER_ADDRESS=unix:path=%s",
 		v.PID, filepath.Dir(harness.Binary(t, "cgm")), w.via), v.PID)
 }
+
+// The original's proxy works below this one: *Scm calls of a client, for somebody
+// else, go down as such, and are confined to that client's cgroup.
+func TestKernelProxyOfOriginal(t *testing.T) {
+	w := newWorld(t)
+	outer := w.box("c1")
+	inner := outer.box("c2")
+	x := startProxy(t, outer.Proc, w.d.Sock)
+	u, v := inner.user(0), inner.user(7)
+	w.Make("c1/c2/low", inner.HostUID, inner.HostGID)
+	w.Place(u, "c1/c2/low")
+	w.Place(v, "c1/c2/low")
+	c := inner.MustDial(x.sock)
+	defer c.Close()
+	scm := func(member string, creds []harness.Cred, args ...any) any {
+		t.Helper()
+		got, err := c.Scm(member, creds, args...)
+		if err != nil {
+			t.Errorf("%s: %v", member, err)
+		}
+		return got
+	}
+	self, victim := []harness.Cred{u.Cred}, []harness.Cred{u.Cred, v.Cred}
+	want(t, "CreateScm", scm("CreateScm", self, "memory", "x"), "1")
+	want(t, "CreateScm", scm("CreateScm", self, "memory", "x"), "2")
+	want(t, "MovePidScm", scm("MovePidScm", victim, "memory", "x"), "1")
+	want(t, "GetPidCgroupScm", scm("GetPidCgroupScm", victim, "memory"), "x")
+	want(t, "GetPidCgroupAbsScm", scm("GetPidCgroupAbsScm", victim, "memory"), "/low/x")
+	want(t, "ListChildrenScm", scm("ListChildrenScm", self, "memory", ""), []string{"x"})
+	tasks, _ := scm("GetTasksScm", self, "memory", "x").([]int32)
+	if len(tasks) == 0 || !slices.Contains(tasks, v.PID) {
+		t.Errorf("GetTasksScm: %v, want %d", tasks, v.PID)
+	}
+	want(t, "ChownScm", scm("ChownScm", []harness.Cred{u.Cred, {PID: u.PID, UID: 7, GID: 8}}, "memory", "x"), "1")
+	memory := harness.Find(t, "memory")
+	want(t, "owner", w.owner(memory, "c1/c2/low/x", ""), fmt.Sprintf("%d:%d", inner.HostUID+7, inner.HostGID+8))
+	want(t, "MovePidAbsScm", scm("MovePidAbsScm", victim, "memory", "/"), "1")
+	if got := v.Cgroups()[memory.Name]; got != w.Path("c1/c2") {
+		t.Errorf("it is in %s", got)
+	}
+	w.watch = []*harness.Proc{outer.Proc, inner.Proc, u, v}
+	low := []harness.Cred{v.Cred, v.Cred}
+	for what, attack := range map[string]func() error{
+		"an escape further": func() error { return second(c.Scm("MovePidAbsScm", victim, "memory", "/..")) },
+		"an escape for one who is not root": func() error {
+			return second(c.Scm("MovePidAbsScm", low, "memory", "/"))
+		},
+		"one who does not own it": func() error { return second(c.Scm("CreateScm", low[:1], "memory", "y")) },
+	} {
+		w.refused(what, attack)
+	}
+	want(t, "RemoveScm", scm("RemoveScm", self, "memory", "x", int32(1)), "2")
+}
