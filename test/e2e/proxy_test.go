@@ -645,3 +645,26 @@ func TestKernelProxyOfOriginal(t *testing.T) {
 	}
 	want(t, "RemoveScm", scm("RemoveScm", self, "memory", "x", int32(1)), "2")
 }
+
+// A connection that was passed on carries the rights of whoever sends, and of
+// whoever opened it, also through a proxy.
+func TestKernelProxySender(t *testing.T) {
+	w := newWorld(t)
+	b := w.box("c1")
+	x := startProxy(t, b.Proc, w.d.Sock)
+	u := b.user(7)
+	w.watch = []*harness.Proc{b.Proc, u}
+	create := func(c *harness.Conn) error {
+		defer c.Close()
+		return second(c.V1("Create", "x", []string{}, map[string]string{}))
+	}
+	fromRoot := b.MustDial(x.sock)
+	defer fromRoot.Close()
+	w.refused("a user, over root's connection", func() error { return create(fromRoot.Give(u)) })
+	fromUser := u.MustDial(x.sock)
+	defer fromUser.Close()
+	w.refused("root, over a user's connection", func() error { return create(fromUser.Give(b.Proc)) })
+	if err := create(b.MustDial(x.sock)); err != nil {
+		t.Error(err)
+	}
+}
