@@ -80,9 +80,13 @@ func (c *call) behind() []party {
 // nested refuses proxies that do not enclose those for whom they act: the user
 // and pid namespaces of each must lie within those of the ones outside it.
 func (c *call) nested() error {
-	for i := max(c.proxies, 1); c.proxies >= 0 && i < len(c.parties); i++ {
-		outer := &c.parties[i]
-		for j := range i {
+	innermost := max(c.proxies, 1)
+	for i := innermost; c.proxies >= 0 && i < len(c.parties); i++ {
+		outer, from := &c.parties[i], i-1
+		if i == innermost {
+			from = 0 // all for whom it acts; what lies within it lies within the next one too
+		}
+		for j := from; j < i; j++ {
 			ok, err := c.m.host.Encloses(outer.proc, c.parties[j].proc)
 			if err != nil {
 				return c.unknown(outer.role, err)

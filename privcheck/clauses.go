@@ -471,14 +471,18 @@ func Escape(r Requestor) Decision {
 
 // EscapeTo answers clause 9 for a requestor r, in the cgroup own, behind a
 // proxy whose own cgroup is proxyOwn: may r move t to dst, at or below
-// proxyOwn? nested says that r's user namespace is the proxy's or one below it.
-// That the proxy could make the move itself is a question of its own (Move).
-func EscapeTo(r, proxy Requestor, own, proxyOwn string, t Task, dst string, nested bool) Decision {
+// proxyOwn? made says that r's user namespace is the innermost proxy's, or was
+// made by root there: every user can be root in one of its own making. That the
+// proxy could make the move itself is a question of its own (Move).
+func EscapeTo(r, proxy Requestor, own, proxyOwn string, t Task, dst string, made bool) Decision {
 	if !r.RootInUserNS() {
 		return deny("9 not root", "you are not root in your user namespace")
 	}
-	if !proxy.RootInUserNS() || !nested {
-		return deny("9 proxy", "the proxy is not root in your user namespace or an outer one")
+	if !proxy.RootInUserNS() {
+		return deny("9 proxy", "the proxy is not root in its user namespace")
+	}
+	if !made {
+		return deny("9 made", "your user namespace is not the proxy's, nor was it made by root there")
 	}
 	if d := confined(proxy, proxyOwn); !d.allowed {
 		return d.in("9")

@@ -1,0 +1,142 @@
+package e2e_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs/cgtest"
+	"cgmanager/test/harness"
+)
+
+// However many processes a container names for whom it acts, the daemon has
+// descriptors for others.
+func TestKernelChainCrowd(t *testing.T) {
+	harness.Require(t, "setpriv", "prlimit")
+	w := newWorld(t)
+	a := w.box("c1")
+	w.Make("u", 4000, 4000)
+	u := w.host(4000, "u")
+	dir := harness.PublicDir(t)
+	sock, log := filepath.Join(dir, "sock"), filepath.Join(dir, "log")
+	const files = 1024
+	// Without the privilege to raise the bound, and few.
+	d := harness.Start(t, harness.Spec{}).Launch(nil, "/bin/sh", "-c", `log=$1; shift; exec "$@" 2>"$log"`, "sh", log,
+		"setpriv", "--bounding-set", "-sys_resource", "--inh-caps", "-sys_resource", "prlimit", fmt.Sprintf("--nofile=%d:%[1]d", files),
+		harness.Binary(t, "cgmanager"), "--listen", "unix:path="+sock, "--state-dir", filepath.Join(dir, "state"))
+	eventually(t, "the daemon serves", func() bool { return harness.Ping(sock) == nil })
+	defer func() {
+		if err := unix.Kill(listenerPID(t, sock), unix.SIGTERM); err != nil {
+			t.Error(err)
+		}
+		if _, err := d.End(cgtest.Patience(3 * time.Second)); err != nil {
+			t.Error(err)
+		}
+	}()
+	open := func() int {
+		all, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", listenerPID(t, sock)))
+		return len(all)
+	}
+	before := open()
+	self := a.sees(a.Proc)
+	var conns []*harness.Conn
+	links, most := 0, 0
+	for i := 0; i < 64 && most < files-64; i++ {
+		c, err := a.Dial(sock)
+		if err != nil {
+			break
+		}
+		conns = append(conns, c)
+		c.As = &self
+		for range 32 {
+			if _, err := c.V1("ActFor"); err != nil {
+				break
+			}
+			links++
+		}
+		_, _ = c.V1("ListChildren", "")
+		most = max(most, open())
+	}
+	t.Logf("%d connections, %d links, %d files, %d before", len(conns), links, most, before)
+	if most > files*3/4+before {
+		t.Errorf("a container has the daemon open %d files of %d", most, files)
+	}
+	if links < 32 {
+		t.Errorf("only %d links", links)
+	}
+	c := u.MustDial(sock)
+	asker{t, c}.v1("Create", "late", []string{}, map[string]string{})
+	c.Close()
+	for _, c := range conns {
+		c.Close()
+	}
+	eventually(t, "what a container had is closed", func() bool { return open() <= before })
+	c = mustChain(&box{w: &world{T: t, Tree: w.Tree, d: w.d, via: sock}, Proc: a.Proc, cg: a.cg, first: a.first}, a.Proc)
+	asker{t, c}.v1("ListChildren", "")
+	c.Close()
+	if b, err := os.ReadFile(log); err != nil || strings.Contains(string(b), "too many open files") {
+		t.Errorf("%v\n%s", err, b)
+	}
+}
+
+// What a request costs grows with the chain, and not faster than the chain.
+func TestKernelChainCost(t *testing.T) {
+	w := newWorld(t)
+	b := w.boxAt(4)
+	self := b.sees(b.Proc)
+	c := b.MustDial(w.sock())
+	defer c.Close()
+	took := func() time.Duration {
+		best := time.Hour
+		for range 5 {
+			start := time.Now()
+			for range 20 {
+				asker{t, c}.v1("ListChildren", "")
+			}
+			best = min(best, time.Since(start)/20)
+		}
+		return best
+	}
+	alone := took()
+	c.As = &self
+	for range 32 {
+		asker{t, c}.v1("ActFor")
+	}
+	far := took()
+	t.Logf("%v alone, %v at the end of a chain", alone, far)
+	if far > 40*alone {
+		t.Errorf("a request takes %v at the end of the longest chain, %v without one", far, alone)
+	}
+}
+
+// A user of a container makes a user namespace and is root there: that opens no
+// way out of where the container's root has put it.
+func TestKernelProxyEscapeSelfMade(t *testing.T) {
+	harness.Require(t, "dbus-send", "unshare")
+	w := newWorld(t)
+	a := w.box("c1")
+	x := startProxy(t, a.Proc, w.d.Sock)
+	w.Make("c1/jail", a.HostUID, a.HostGID)
+	u := a.user(1000)
+	w.Place(u, "c1/jail")
+	w.watch = []*harness.Proc{a.Proc, u}
+	for name, sock := range map[string]string{"proxy": x.sock, "daemon": w.d.Sock} {
+		for who, as := range map[string]string{"user": "", "root of its own": "unshare -U -r "} {
+			w.refused(who+" by the "+name, func() error {
+				out, code := u.Exec(nil, "sh", "-c", fmt.Sprintf("%sdbus-send --peer=unix:path=%s --print-reply /org/linuxcontainers/cgmanager "+
+					"org.linuxcontainers.cgmanager0_0.MovePidAbs string:memory string:/ int32:%d", as, sock, u.NSpid()[1]))
+				if code == 0 {
+					return nil
+				}
+				_, said, _ := strings.Cut(out, "Error ")
+				name, text, _ := strings.Cut(said, ": ")
+				return &harness.DBusError{Name: name, Text: text}
+			})
+		}
+	}
+}
