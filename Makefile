@@ -6,6 +6,14 @@ BINDIR   ?= $(PREFIX)/bin
 SBINDIR  ?= $(PREFIX)/sbin
 MANDIR   ?= $(PREFIX)/share/man
 DATADIR  ?= $(PREFIX)/share
+DOCDIR   ?= $(DATADIR)/doc/cgmanager
+SYSCONFDIR ?= /etc
+SYSTEMDUNITDIR ?= $(PREFIX)/lib/systemd/system
+LXCDIR   ?= /usr/share/lxc
+# What starts the daemon: systemd, openrc, sysv, runit, or nothing.
+INIT     ?= systemd
+# Where no version control tells it, the version that the programs say they are.
+VERSION  ?=
 FUZZTIME ?= 1m
 
 BUILD := $(CURDIR)/build
@@ -21,7 +29,7 @@ ONE := -p 1
 # More for go test, such as -v.
 TESTFLAGS ?=
 
-.PHONY: help all build test test-short test-vm race lint fuzz bench man generate install check clean run
+.PHONY: help all build test test-short test-vm race lint fuzz bench man generate install deb check clean run
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,7 +37,7 @@ help: ## list the targets
 all: build man ## build the programs and the man pages
 
 build: ## build the programs into build/
-	CGO_ENABLED=0 $(GO) build -trimpath -o $(BUILD)/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath $(if $(VERSION),-ldflags '-X cgmanager/cmd/version.release=$(VERSION)') -o $(BUILD)/ ./cmd/...
 
 run: build ## start the daemon in the foreground on its real sockets (root)
 	@if [ "$$(id -u)" != 0 ]; then echo "make run: needs root, the daemon writes the host's cgroups: sudo make run" >&2; exit 1; fi
@@ -75,17 +83,29 @@ man: ## generate the man pages from docs/man/*.md and the commands themselves
 generate: man ## regenerate what is made from the code: man pages, docs/KEYS.md
 	$(GO) test -count=1 -run '^TestKeysDoc$$' ./cgfs -update
 
-install: build ## install under DESTDIR: programs, man pages, completions
-	install -D -m 0755 $(BUILD)/cgm $(DESTDIR)$(BINDIR)/cgm
-	install -D -m 0755 $(BUILD)/cgmanager $(DESTDIR)$(SBINDIR)/cgmanager
-	install -D -m 0755 $(BUILD)/cgproxy $(DESTDIR)$(SBINDIR)/cgproxy
-	install -D -m 0644 docs/man/cgm.1 $(DESTDIR)$(MANDIR)/man1/cgm.1
-	install -D -m 0644 docs/man/cgmanager.8 $(DESTDIR)$(MANDIR)/man8/cgmanager.8
-	install -D -m 0644 docs/man/cgproxy.8 $(DESTDIR)$(MANDIR)/man8/cgproxy.8
+install: build ## install under DESTDIR and PREFIX, and what INIT (systemd, openrc, sysv, runit) starts
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(DOCDIR)/docs
+	install -m 0755 $(BUILD)/cgm $(DESTDIR)$(BINDIR)/
+	install -m 0755 $(BUILD)/cgmanager $(BUILD)/cgproxy $(DESTDIR)$(SBINDIR)/
+	install -m 0644 docs/man/*.1 $(DESTDIR)$(MANDIR)/man1/
+	install -m 0644 docs/man/*.8 $(DESTDIR)$(MANDIR)/man8/
 	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions $(DESTDIR)$(DATADIR)/fish/vendor_completions.d
 	$(BUILD)/cgm completion bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/cgm
 	$(BUILD)/cgm completion zsh > $(DESTDIR)$(DATADIR)/zsh/site-functions/_cgm
 	$(BUILD)/cgm completion fish > $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/cgm.fish
+	install -m 0644 README.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)/
+	install -m 0644 docs/*.md $(DESTDIR)$(DOCDIR)/docs/
+	packaging/licenses $(DESTDIR)$(DOCDIR)/licenses
+	install -d $(DESTDIR)$(LXCDIR)/config/common.conf.d $(DESTDIR)$(LXCDIR)/hooks
+	install -m 0644 packaging/lxc/config/*.conf $(DESTDIR)$(LXCDIR)/config/
+	install -m 0644 packaging/lxc/config/common.conf.d/* $(DESTDIR)$(LXCDIR)/config/common.conf.d/
+	install -m 0755 packaging/lxc/hooks/* $(DESTDIR)$(LXCDIR)/hooks/
+	for i in $(INIT); do \
+		DESTDIR='$(DESTDIR)' SBINDIR='$(SBINDIR)' SYSCONFDIR='$(SYSCONFDIR)' SYSTEMDUNITDIR='$(SYSTEMDUNITDIR)' packaging/init $$i || exit 1; \
+	done
+
+deb: ## build the Debian package into build/, and have lintian look at it (root, to install what that needs)
+	packaging/deb $(VERSION)
 
 check: ## what continuous integration runs: lint, race, fuzz, test
 	.ci/run
