@@ -80,19 +80,21 @@ func (c *call) behind() []party {
 // nested refuses proxies that do not enclose those for whom they act: the user
 // and pid namespaces of each must lie within those of the ones outside it.
 func (c *call) nested() error {
-	innermost := max(c.proxies, 1)
-	for i := innermost; c.proxies >= 0 && i < len(c.parties); i++ {
-		outer, from := &c.parties[i], i-1
-		if i == innermost {
-			from = 0 // all for whom it acts; what lies within it lies within the next one too
+	if c.proxies < 0 {
+		return nil
+	}
+	// Read once for each: others choose how long the chain is, and how deep the
+	// namespaces are.
+	all := make([]identity.Nesting, len(c.parties))
+	for i := range c.parties {
+		p := &c.parties[i]
+		var err error
+		if all[i], err = c.m.host.Nesting(p.proc); err != nil {
+			return c.unknown(p.role, err)
 		}
-		for j := from; j < i; j++ {
-			ok, err := c.m.host.Encloses(outer.proc, c.parties[j].proc)
-			if err != nil {
-				return c.unknown(outer.role, err)
-			}
-			if !ok {
-				c.refused("", outer.role, privcheck.Decision{}, "the requestor's namespaces do not lie within the proxy's")
+		for j := range i {
+			if i >= c.proxies && !all[i].Encloses(all[j]) {
+				c.refused("", p.role, privcheck.Decision{}, "the requestor's namespaces do not lie within the proxy's")
 				return api.Errorf(api.Denied, "%s: the requestor's namespaces do not lie within the proxy's", c.op)
 			}
 		}

@@ -235,11 +235,19 @@ func TestKernelNamespacedRequestor(t *testing.T) {
 	if _, ok := host.HostPID(p, int64(pid)); ok {
 		t.Error("the host's number means something inside")
 	}
-	if ok, err := host.Encloses(me, p); err != nil || !ok {
-		t.Errorf("the host does not enclose the container: %v, %v", ok, err)
+	inside, err := host.Nesting(p)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if ok, err := host.Encloses(p, me); err != nil || ok {
-		t.Errorf("the container encloses the host: %v, %v", ok, err)
+	outside, err := host.Nesting(me)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !outside.Encloses(inside) || !outside.Encloses(outside) || !inside.Encloses(inside) {
+		t.Errorf("the host does not enclose the container: %v, %v", outside, inside)
+	}
+	if inside.Encloses(outside) {
+		t.Errorf("the container encloses the host: %v, %v", outside, inside)
 	}
 	if names, err := host.Containers(p); err != nil || len(names) != 2 {
 		t.Errorf("containers: %v, %v", names, err)

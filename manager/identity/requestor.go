@@ -213,48 +213,40 @@ func (h *Host) MadeIn(p, around *Process, maker uint32) (bool, error) {
 // Containers names the containers around p for accounting: each user and each
 // pid namespace from its own outwards, the daemon's not included.
 func (h *Host) Containers(p *Process) ([]string, error) {
-	var out []string
-	user, err := p.chain("ns/user", h.user)
+	around, err := h.Nesting(p)
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range user {
+	var out []string
+	for _, n := range around.user {
 		out = append(out, fmt.Sprintf("user:%d", n))
 	}
-	if p.pidNS == h.pid {
-		return out, nil
-	}
-	pid, err := p.chain("ns/pid", h.pid)
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range pid {
+	for _, n := range around.pid {
 		out = append(out, fmt.Sprintf("pid:%d", n))
 	}
 	return out, nil
 }
 
-// Encloses reports whether inner's user and pid namespaces are outer's own or
-// lie within them.
-func (h *Host) Encloses(outer, inner *Process) (bool, error) {
-	for _, t := range []struct {
-		name string
-		host ns
-	}{{"ns/user", h.user}, {"ns/pid", h.pid}} {
-		o, err := outer.namespace(t.name)
-		if err != nil {
-			return false, err
-		}
-		if o == t.host {
-			continue
-		}
-		chain, err := inner.chain(t.name, t.host)
-		if err != nil {
-			return false, err
-		}
-		if !slices.Contains(chain, o) {
-			return false, nil
-		}
+// Nesting names the user and the pid namespaces of a process, each from its own
+// outwards to, not including, the daemon's.
+type Nesting struct{ user, pid []ns }
+
+// Nesting returns where p is among namespaces.
+func (h *Host) Nesting(p *Process) (n Nesting, err error) {
+	if n.user, err = p.chain("ns/user", h.user); err != nil {
+		return n, err
 	}
-	return true, nil
+	n.pid, err = p.chain("ns/pid", h.pid)
+	return n, err
+}
+
+// Encloses reports whether inner's user and pid namespaces are n's own or lie
+// within them.
+func (n Nesting) Encloses(inner Nesting) bool {
+	return encloses(n.user, inner.user) && encloses(n.pid, inner.pid)
+}
+
+// encloses compares namespaces of one type. None at all is the daemon's.
+func encloses(outer, inner []ns) bool {
+	return len(outer) == 0 || slices.Contains(inner, outer[0])
 }
