@@ -3,6 +3,8 @@ package manager
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,23 +18,36 @@ import (
 // requestor's own cgroup, and whoever moves into one of a thousand cgroups of
 // its own, or makes namespaces side by side, has a thousand counts there. The
 // cgroups made are charged to every container around the requestor, up to the
-// host's, and to the users who made their user namespaces. What was removed, by
-// whomever, is noticed when a bound is reached. A new daemon starts afresh.
+// host's, and to the users who made their user namespaces. What the daemon
+// removes is charged no more; what others removed is noticed when a bound is
+// reached. A new daemon starts afresh.
 type ledger struct {
 	max     int
 	mu      sync.Mutex
-	made    map[quotaKey]*made // guarded by mu
-	sweepAt int                // guarded by mu
+	tops    map[*cgfs.Hierarchy]*charged // the hierarchies' roots; guarded by mu
+	made    map[quotaKey]*made           // guarded by mu
+	sweepAt int                          // guarded by mu
 }
 
-// made holds the paths that are charged to somebody.
+// charged is a cgroup that is charged to somebody, or lies above one that is.
+type charged struct {
+	above  *charged // nil for a root
+	name   string
+	below  map[string]*charged
+	owners []quotaKey
+	// making counts the requests that may be about to make it. Until they are
+	// done its absence says nothing.
+	making int
+}
+
+// made are the cgroups that are charged to somebody.
 type made struct {
-	paths map[string]struct{}
-	swept time.Time
+	cgroups map[*charged]struct{}
+	swept   time.Time
 }
 
 func newLedger(limit int) *ledger {
-	return &ledger{max: limit, made: make(map[quotaKey]*made), sweepAt: maxQuotaKeys}
+	return &ledger{max: limit, tops: make(map[*cgfs.Hierarchy]*charged), made: make(map[quotaKey]*made), sweepAt: maxQuotaKeys}
 }
 
 // charge charges new cgroups, by their paths, to the containers around whoever
@@ -58,57 +73,178 @@ func (l *ledger) charge(c *call, h *cgfs.Hierarchy, paths []string) (func(), err
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, o := range owners {
-		have := l.made[quotaKey{h, o}]
-		if have == nil || len(have.paths)+len(paths) <= l.max {
+		k := quotaKey{h, o}
+		have := l.made[k]
+		if have == nil || len(have.cgroups)+len(paths) <= l.max {
 			continue
 		}
 		if time.Since(have.swept) > recount {
-			have.sweep(h)
+			l.sweepLocked(k)
 		}
-		if len(have.paths)+len(paths) > l.max {
-			return nil, api.Errorf(api.Limit, "%s: you have %d cgroups in %s already, no more than %d are allowed", c.op, len(have.paths), h.Name(), l.max).
+		if len(have.cgroups)+len(paths) > l.max {
+			return nil, api.Errorf(api.Limit, "%s: you have %d cgroups in %s already, no more than %d are allowed", c.op, len(have.cgroups), h.Name(), l.max).
 				WithHint("remove those that are not in use")
 		}
 	}
 	if len(l.made) >= l.sweepAt {
-		for k, m := range l.made {
-			if m.sweep(k.h); len(m.paths) == 0 {
-				delete(l.made, k)
-			}
+		for k := range l.made {
+			l.sweepLocked(k)
 		}
 		l.sweepAt = max(maxQuotaKeys, 2*len(l.made))
 	}
-	for _, o := range owners {
-		k := quotaKey{h, o}
-		if l.made[k] == nil {
-			l.made[k] = &made{paths: make(map[string]struct{})}
-		}
-		for _, p := range paths {
-			l.made[k].paths[p] = struct{}{}
+	b := &bill{l: l}
+	for _, p := range paths {
+		n := l.atLocked(h, p, true)
+		n.making++
+		b.cgroups = append(b.cgroups, n)
+		for _, o := range owners {
+			b.addLocked(n, quotaKey{h, o})
 		}
 	}
-	return func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		for _, o := range owners {
-			if m := l.made[quotaKey{h, o}]; m != nil {
-				for _, p := range paths {
-					delete(m.paths, p)
-				}
-			}
-		}
-	}, nil
+	c.close = append(c.close, b)
+	return b.giveBack, nil
 }
 
-// sweep forgets what is there no more.
-func (m *made) sweep(h *cgfs.Hierarchy) {
-	for p := range m.paths {
-		d, err := h.Open(p)
-		if err == nil {
-			_ = d.Close()
-		} else if errors.Is(err, unix.ENOENT) {
-			delete(m.paths, p)
+// bill is what a request was charged.
+type bill struct {
+	l       *ledger
+	cgroups []*charged
+	added   []item
+}
+
+// item is a charge that was not there before.
+type item struct {
+	n *charged
+	k quotaKey
+}
+
+func (b *bill) addLocked(n *charged, k quotaKey) {
+	m := b.l.made[k]
+	if m == nil {
+		m = &made{cgroups: make(map[*charged]struct{})}
+		b.l.made[k] = m
+	}
+	if _, there := m.cgroups[n]; !there {
+		m.cgroups[n] = struct{}{}
+		n.owners = append(n.owners, k)
+		b.added = append(b.added, item{n, k})
+	}
+}
+
+// giveBack takes the request's own charges back.
+func (b *bill) giveBack() {
+	b.l.mu.Lock()
+	defer b.l.mu.Unlock()
+	for _, i := range b.added {
+		b.l.acquitLocked(i.n, i.k)
+	}
+	b.added = nil
+}
+
+// Close says that the request is over, and made what it makes.
+func (b *bill) Close() {
+	b.l.mu.Lock()
+	defer b.l.mu.Unlock()
+	for _, n := range b.cgroups {
+		n.making--
+		b.l.pruneLocked(n)
+	}
+}
+
+// gone forgets a cgroup that was removed, with those below, unless it is there
+// again.
+func (l *ledger) gone(h *cgfs.Hierarchy, path string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := l.atLocked(h, path, false); n != nil && absent(h, path) {
+		l.forgetLocked(n)
+	}
+}
+
+// atLocked returns what is known of a cgroup, or nil. With add it is made known.
+func (l *ledger) atLocked(h *cgfs.Hierarchy, path string, add bool) *charged {
+	n := l.tops[h]
+	if n == nil && add {
+		n = &charged{}
+		l.tops[h] = n
+	}
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if n == nil || name == "" {
+			return n
+		}
+		next := n.below[name]
+		if next == nil && add {
+			next = &charged{above: n, name: name}
+			if n.below == nil {
+				n.below = make(map[string]*charged)
+			}
+			n.below[name] = next
+		}
+		n = next
+	}
+	return n
+}
+
+// path is that of a cgroup from its hierarchy's root.
+func (n *charged) path() string {
+	if n.above == nil {
+		return "/"
+	}
+	return join(n.above.path(), n.name)
+}
+
+// acquitLocked takes a charge back.
+func (l *ledger) acquitLocked(n *charged, k quotaKey) {
+	n.owners = slices.DeleteFunc(n.owners, func(o quotaKey) bool { return o == k })
+	if m := l.made[k]; m != nil {
+		if delete(m.cgroups, n); len(m.cgroups) == 0 {
+			delete(l.made, k)
+		}
+	}
+}
+
+// forgetLocked takes all charges of a cgroup that is not there back, and of
+// those below, but for what is about to be made.
+func (l *ledger) forgetLocked(n *charged) {
+	for _, b := range n.below {
+		l.forgetLocked(b)
+	}
+	if n.making > 0 {
+		return
+	}
+	for _, k := range slices.Clone(n.owners) {
+		l.acquitLocked(n, k)
+	}
+	l.pruneLocked(n)
+}
+
+// pruneLocked drops what nothing is known of, up to the root.
+func (l *ledger) pruneLocked(n *charged) {
+	for n.above != nil && n.making == 0 && len(n.owners) == 0 && len(n.below) == 0 {
+		delete(n.above.below, n.name)
+		n = n.above
+	}
+}
+
+// sweepLocked forgets what is there no more of somebody's.
+func (l *ledger) sweepLocked(k quotaKey) {
+	m := l.made[k]
+	if m == nil {
+		return
+	}
+	for n := range m.cgroups {
+		if absent(k.h, n.path()) {
+			l.forgetLocked(n)
 		}
 	}
 	m.swept = time.Now()
+}
+
+// absent reports whether there is surely no such cgroup.
+func absent(h *cgfs.Hierarchy, path string) bool {
+	d, err := h.Open(path)
+	if err == nil {
+		_ = d.Close()
+	}
+	return errors.Is(err, unix.ENOENT)
 }

@@ -13,7 +13,9 @@ import (
 	"cgmanager/cgfs/cgtest"
 )
 
-// A container that moves into cgroups of its own has no bound in each.
+// A container that moves into cgroups of its own has no bound in each. What the
+// daemon removes counts no more at once, with what was below; what others
+// removed is noticed.
 func TestKernelCgroupsPerContainerAreBounded(t *testing.T) {
 	cgtest.Require(t, cgtest.Root, cgtest.Userns)
 	const limit = 8
@@ -66,7 +68,39 @@ func TestKernelCgroupsPerContainerAreBounded(t *testing.T) {
 	if made != limit {
 		t.Errorf("%d cgroups were made, want %d", made, limit)
 	}
-	if err := os.Remove(filepath.Join(dir, "a", "0")); err != nil {
+	create := func(name string) error {
+		_, err := m.Create0(rq, "freezer", name)
+		return err
+	}
+	remove := func(name string) {
+		t.Helper()
+		if _, err := m.Remove0(rq, "freezer", name, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	place(filepath.Join(dir, "a"))
+	remove("0")
+	if err := create("0"); err != nil {
+		t.Errorf("after the daemon removed one: %v", err)
+	}
+	for i := range 3 {
+		remove(fmt.Sprint(i))
+	}
+	place(filepath.Join(dir, "b"))
+	if err := create("n/below/and-below"); err != nil {
+		t.Fatal(err)
+	}
+	if err := create("one"); kind(err) != api.Limit {
+		t.Errorf("beyond the bound: %v", err)
+	}
+	remove("n")
+	if err := create("n/below/and-below"); err != nil {
+		t.Errorf("after the daemon removed three at once: %v", err)
+	}
+	if err := create("one"); kind(err) != api.Limit {
+		t.Errorf("beyond the bound: %v", err)
+	}
+	if err := os.Remove(filepath.Join(dir, "b", "n", "below", "and-below")); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(1100 * time.Millisecond) // until it is looked for again

@@ -77,7 +77,7 @@ func New(c Config) (*Manager, error) {
 	if m.beside, err = newBeside(c); err != nil {
 		return nil, err
 	}
-	if m.reaper, err = newReaper(m.set, m.log); err != nil {
+	if m.reaper, err = newReaper(m.set, m.log, m.ledger.gone); err != nil {
 		return nil, err
 	}
 	return m, nil

@@ -36,6 +36,8 @@ const (
 type reaper struct {
 	set *cgfs.Set
 	log *logrus.Logger
+	// removed is told what was removed.
+	removed func(*cgfs.Hierarchy, string)
 	// ep waits for all handles; it is polled by the Go runtime, so that an
 	// idle daemon is not woken.
 	ep   *os.File
@@ -74,7 +76,9 @@ const lookAgain = 30 * time.Second
 // lookAgain.
 const maxWatchFDs = 4096
 
-func newReaper(set *cgfs.Set, log *logrus.Logger) (*reaper, error) {
+// newReaper starts looking after marked cgroups. removed is called after one was
+// removed.
+func newReaper(set *cgfs.Set, log *logrus.Logger, removed func(*cgfs.Hierarchy, string)) (*reaper, error) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("epoll_create1: %w", err)
@@ -91,7 +95,7 @@ func newReaper(set *cgfs.Set, log *logrus.Logger) (*reaper, error) {
 		return nil, fmt.Errorf("epoll_ctl: %w", err)
 	}
 	r := &reaper{
-		set: set, log: log, ep: os.NewFile(uintptr(ep), "epoll"), wake: wake,
+		set: set, log: log, removed: removed, ep: os.NewFile(uintptr(ep), "epoll"), wake: wake,
 		watched: make(map[watchKey]*watch), byFD: make(map[int32]*watch), done: make(chan struct{}),
 	}
 	go r.run()
@@ -366,6 +370,7 @@ func (r *reaper) lookAt(w *watch) (keep bool, err error) {
 	if err := removeTree(above, base(w.key.path)); err != nil {
 		return true, err
 	}
+	r.removed(w.key.h, w.key.path)
 	r.log.WithFields(logrus.Fields{"op": "RemoveOnEmpty", "hierarchy": w.key.h.Name(), "target": w.key.path}).Info("removed: empty")
 	return false, nil
 }

@@ -105,6 +105,7 @@ func (c *call) remove(rs []*removal) error {
 			return c.kernel(r.subject, err)
 		}
 		c.m.reaper.gone(r.at.h, r.at.path)
+		c.m.ledger.gone(r.at.h, r.at.path)
 		c.done(r.name, r.at.h, r.decision)
 	}
 	return nil
