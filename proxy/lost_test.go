@@ -82,7 +82,7 @@ func (d *ending) serve(t *testing.T, c *net.UnixConn, moment string) {
 		in = append(in, buf[:n]...)
 	}
 	in = nil
-	_, _ = c.Write([]byte("OK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\n"))
+	_, _ = c.Write([]byte("DATA\r\nOK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\n"))
 	if moment == atOnce {
 		return
 	}

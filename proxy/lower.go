@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -83,16 +82,16 @@ func systemError(err error) error {
 func (l *lower) close() { _ = l.conn.Close() }
 
 // login shakes hands. The answer is waited for: before Linux 6.5 the daemon
-// takes no request that came earlier.
+// takes no request that came earlier. No identity is named: the original takes one
+// for a uid of its own user namespace, and refuses that of a container's root.
 func (l *lower) login(deadline time.Time) error {
 	if err := l.conn.SetDeadline(deadline); err != nil {
 		return err
 	}
-	id := hex.EncodeToString(strconv.AppendInt(nil, int64(os.Geteuid()), 10))
-	if _, err := io.WriteString(l.conn, "\x00AUTH EXTERNAL "+id+"\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"); err != nil {
+	if _, err := io.WriteString(l.conn, "\x00AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"); err != nil {
 		return &lostError{err: systemError(err)}
 	}
-	for _, want := range []string{"OK ", "AGREE_UNIX_FD"} {
+	for _, want := range []string{"DATA", "OK ", "AGREE_UNIX_FD"} {
 		line, err := l.line()
 		if err != nil {
 			return err

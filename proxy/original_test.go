@@ -1,25 +1,20 @@
 package proxy_test
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"cgmanager/api"
 	"cgmanager/api/client"
 	"cgmanager/api/wire"
 	"cgmanager/proxy"
+	"cgmanager/test/harness"
 )
 
 // exchange is a call of the original daemon's, as it was recorded of version
@@ -31,171 +26,8 @@ type exchange struct {
 	sent   []string
 }
 
-// original answers as the original daemon did, byte for byte, and reports what it
-// was told.
-type original struct {
-	t    *testing.T
-	path string
-	// version is its api_version.
-	version int32
-	script  []exchange // what is to be asked, in this order
-	told    chan [][]api.Cred
-}
-
-func newOriginal(t *testing.T, version int32, script ...exchange) *original {
-	t.Helper()
-	o := &original{t: t, path: filepath.Join(t.TempDir(), "original"), version: version, script: script, told: make(chan [][]api.Cred, 64)}
-	l, err := net.Listen("unix", o.path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			o.serve(c.(*net.UnixConn)) // one at a time, as it did
-		}
-	}()
-	t.Cleanup(func() {
-		l.Close()
-		<-ended
-	})
-	return o
-}
-
-// serve answers on a connection until it ends.
-func (o *original) serve(c *net.UnixConn) {
-	defer func() { _ = c.Close() }()
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		o.t.Error(err)
-	}
-	var in []byte
-	buf, oob := make([]byte, 4096), make([]byte, 256)
-	fds := []int{}
-	read := func() bool {
-		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
-		in = append(in, buf[:max(n, 0)]...)
-		msgs, _ := unix.ParseSocketControlMessage(oob[:oobn])
-		for _, m := range msgs {
-			got, _ := unix.ParseUnixRights(&m)
-			fds = append(fds, got...)
-		}
-		return err == nil && n > 0
-	}
-	for !bytes.Contains(in, []byte("BEGIN\r\n")) {
-		if !read() {
-			return
-		}
-	}
-	_, in, _ = bytes.Cut(in, []byte("BEGIN\r\n"))
-	_, _ = c.Write([]byte("OK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\n"))
-	for serial := uint32(1); ; serial++ {
-		n, err := wire.Size(in)
-		for err == nil && (n == 0 || len(in) < n) {
-			if !read() {
-				return
-			}
-			n, err = wire.Size(in)
-		}
-		var m wire.Message
-		if err == nil {
-			err = m.Decode(in[:n])
-		}
-		if err != nil {
-			o.t.Error(err)
-			return
-		}
-		if serial == 1 && len(fds) > 0 {
-			o.t.Error("a descriptor right behind the login: libdbus lost it")
-		}
-		fd := -1
-		if len(fds) > 0 {
-			fd, fds = fds[0], fds[1:]
-		}
-		_, _ = c.Write(o.answer(&m, serial))
-		if fd >= 0 {
-			o.exchange(&m, fd)
-		}
-		in = in[n:]
-	}
-}
-
-// answer is the recorded answer to a call.
-func (o *original) answer(m *wire.Message, serial uint32) []byte {
-	switch member := string(m.Member); {
-	case member == "Get" || member == "ListControllers":
-		e := wire.NewReturn(nil, serial, m.Serial, map[string]string{"Get": "v", "ListControllers": "as"}[member])
-		if member == "Get" {
-			e.VariantSignature("i")
-			e.Int32(o.version)
-		} else {
-			e.Strings([]string{"memory", "name=systemd"})
-		}
-		b, _ := e.End()
-		return b
-	case strings.HasSuffix(member, "Scm"):
-		b := []byte("l\x02\x01\x01\x00\x00\x00\x00SSSS\x08\x00\x00\x00\x05\x01u\x00RRRR")
-		binary.LittleEndian.PutUint32(b[8:], serial)
-		binary.LittleEndian.PutUint32(b[20:], m.Serial)
-		return b
-	}
-	return wire.AppendError(nil, serial, m.Serial, "org.freedesktop.DBus.Error.UnknownMethod",
-		fmt.Sprintf("Method %q with signature %q on interface %q doesn't exist", m.Member, m.Signature, m.Interface))
-}
-
-// exchange plays the next exchange of the script on a passed socket.
-func (o *original) exchange(m *wire.Message, fd int) {
-	defer unix.Close(fd)
-	if len(o.script) == 0 {
-		o.t.Errorf("%s: not in the script", m.Member)
-		return
-	}
-	x := o.script[0]
-	o.script = o.script[1:]
-	d := wire.NewDecoder(string(m.Body), m.BigEndian)
-	var args []any
-	for _, kind := range strings.TrimSuffix(string(m.Signature), "h") {
-		if kind == 's' {
-			args = append(args, d.String())
-		} else {
-			args = append(args, int32(d.Uint32()))
-		}
-	}
-	if string(m.Member) != x.method || !reflect.DeepEqual(args, x.args) {
-		o.t.Errorf("asked for %s%q, want %s%q", m.Member, args, x.method, x.args)
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
-		o.t.Error(err)
-	}
-	var creds []api.Cred
-	var r wire.Receiver
-	for range x.kicks {
-		if _, err := unix.Write(fd, []byte("1")); err != nil {
-			o.t.Error(err)
-			return
-		}
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		if n, err := unix.Poll(p, 5000); n != 1 {
-			o.t.Errorf("%s: no credential: %v", x.method, err)
-			return
-		}
-		var b [8]byte
-		got, err := r.Recv(fd, b[:])
-		if err != nil || got.N != 1 {
-			o.t.Errorf("%s: %d bytes, %v", x.method, got.N, err)
-		}
-		creds = append(creds, got.Cred)
-	}
-	for _, s := range x.sent {
-		if _, err := unix.Write(fd, []byte(s)); err != nil {
-			o.t.Error(err)
-		}
-	}
-	o.told <- [][]api.Cred{creds}
+func (x exchange) recorded() harness.Recorded {
+	return harness.Recorded{Method: x.method, Args: x.args, Kicks: x.kicks, Sent: x.sent}
 }
 
 // Below the original daemon plain calls become calls with a side channel, in its
@@ -352,8 +184,8 @@ func TestOriginal(t *testing.T) {
 		},
 	} {
 		t.Run(tc.method+tc.sent[0], func(t *testing.T) {
-			o := newOriginal(t, 10, tc.exchange)
-			c := dial(t, start(t, o.path, 0))
+			o := harness.StartOriginal(t, 10, tc.recorded())
+			c := dial(t, start(t, o.Path, 0))
 			got := tc.call(c)
 			var refusal *client.Error
 			switch {
@@ -364,8 +196,9 @@ func TestOriginal(t *testing.T) {
 			case tc.err != nil && (!errors.As(got.err, &refusal) || refusal.Name != tc.err.Error() || !strings.HasPrefix(refusal.Text, "invalid request: ")):
 				t.Errorf("got %#v, %v", got.value, got.err)
 			}
-			want := []api.Cred{self, self}[:tc.kicks]
-			if told := (<-o.told)[0]; !reflect.DeepEqual(told, want) {
+			own := harness.Cred{PID: self.PID, UID: self.UID, GID: self.GID}
+			want := []harness.Cred{own, own}[:tc.kicks]
+			if told := o.Told(); !reflect.DeepEqual(told, want) {
 				t.Errorf("it was told of %v, want %v", told, want)
 			}
 		})
@@ -374,9 +207,9 @@ func TestOriginal(t *testing.T) {
 
 // What the original daemon does not know, the client learns.
 func TestOriginalCannot(t *testing.T) {
-	o := newOriginal(t, 10)
-	c := dial(t, start(t, o.path, 0))
-	if got, err := c.ListControllers0(t.Context()); err != nil || !reflect.DeepEqual(got, []string{"memory", "name=systemd"}) {
+	o := harness.StartOriginal(t, 10)
+	c := dial(t, start(t, o.Path, 0))
+	if got, err := c.ListControllers0(t.Context()); err != nil || len(got) != 13 || got[12] != "name=systemd" {
 		t.Errorf("ListControllers: %q, %v", got, err)
 	}
 	_, err := c.Create(t.Context(), "x", nil, nil)
@@ -409,18 +242,18 @@ func TestCheck(t *testing.T) {
 			return path
 		}, "connection refused"},
 		{"another version", func(t *testing.T) string {
-			return newOriginal(t, 9).path
+			return harness.StartOriginal(t, 9).Path
 		}, "api_version is 9, and 10 is needed"},
 		{"no D-Bus", func(t *testing.T) string {
 			return speak(t, "220 mail.example.org ESMTP\r\n")
 		}, "answers the login"},
 		{"another service", func(t *testing.T) string {
-			return speak(t, "OK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\n"+
+			return speak(t, "DATA\r\nOK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\n"+
 				string(wire.AppendError(nil, 1, 1, "org.freedesktop.DBus.Error.UnknownMethod", "no such thing")))
 		}, "not a cgmanager"},
 		{"rejected", func(t *testing.T) string { return speak(t, "REJECTED EXTERNAL\r\n") }, "REJECTED"},
 		{"garbage", func(t *testing.T) string {
-			return speak(t, "OK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\nl\x02\x01\x01\xff\xff\xff\xff\x01\x00\x00\x00\xff\xff\xff\xff")
+			return speak(t, "DATA\r\nOK 6426d77e283b8d96d92760be6b0280a3\r\nAGREE_UNIX_FD\r\nl\x02\x01\x01\xff\xff\xff\xff\x01\x00\x00\x00\xff\xff\xff\xff")
 		}, "malformed"},
 		{"endless line", func(t *testing.T) string { return speak(t, strings.Repeat("x", 1<<20)) }, "does not speak D-Bus"},
 	} {
@@ -431,7 +264,7 @@ func TestCheck(t *testing.T) {
 			}
 		})
 	}
-	found, err := proxy.New(proxy.Config{Lower: newOriginal(t, 10).path}).Check()
+	found, err := proxy.New(proxy.Config{Lower: harness.StartOriginal(t, 10).Path}).Check()
 	if err != nil || !found.Original || found.PID != int32(os.Getpid()) {
 		t.Errorf("the original: %+v, %v", found, err)
 	}
