@@ -71,6 +71,10 @@ func IsNotFound(err error) bool { return isNamed(err, "org.freedesktop.DBus.Erro
 // IsDenied reports whether err is a refusal because the caller is not entitled.
 func IsDenied(err error) bool { return isNamed(err, "org.freedesktop.DBus.Error.AccessDenied") }
 
+// IsUnknown reports whether err is that the daemon does not know the request: it
+// is the original cgmanager, or older than the request.
+func IsUnknown(err error) bool { return isNamed(err, api.ErrorUnknownMethod) }
+
 func isNamed(err error, name string) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.Name == name
@@ -103,6 +107,12 @@ func callError(method string, err error) error {
 			return &GoneError{method, false}
 		}
 		return fmt.Errorf("%s: %w", method, err)
+	}
+	if e.Name == api.ErrorUnknownMethod {
+		return &Error{
+			Name: e.Name, Text: method + ": the daemon does not know this request: it is the original cgmanager, or older",
+			hint: "install this project's cgmanager on the host, or use the requests of the original",
+		}
 	}
 	text := e.Name
 	if len(e.Body) > 0 {

@@ -187,9 +187,14 @@ var verbs = []verb{
 		},
 	},
 	{
-		use: "listchildren CONTROLLER CGROUP", short: "List the cgroups directly below one", args: 2, lists: true, function: "list_children_sync",
+		use: "listchildren CONTROLLER [CGROUP]", short: "List the cgroups directly below one, or below the caller's", args: 1, optional: true,
+		lists: true, function: "list_children_sync",
 		run: func(ctx context.Context, r *request) error {
-			return list(r, func() ([]string, error) { return r.c.ListChildren0(ctx, r.args[0], r.args[1]) })
+			cgroup := ""
+			if len(r.args) == 2 {
+				cgroup = r.args[1]
+			}
+			return list(r, func() ([]string, error) { return r.c.ListChildren0(ctx, r.args[0], cgroup) })
 		},
 	},
 	{

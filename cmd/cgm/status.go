@@ -67,7 +67,9 @@ func getStatus(ctx context.Context, c *client.Client) (*status, error) {
 	if s.PID, s.UID, _, err = c.Daemon(); err != nil {
 		return nil, err
 	}
-	if s.Version, err = c.Version(ctx); err != nil {
+	if s.Version, err = c.Version(ctx); client.IsUnknown(err) {
+		s.Version = "none: the original cgmanager"
+	} else if err != nil {
 		return nil, err
 	}
 	if s.APIVersion, err = c.APIVersion0(ctx); err != nil {
