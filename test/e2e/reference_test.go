@@ -77,29 +77,30 @@ func TestKernelReference(t *testing.T) {
 	// The recording looks into the hierarchies of a v1 host; oldclient.txt is
 	// for every layout.
 	harness.Require(t, "v1", "dbus-send", "setpriv", "unshare", "stat")
-	w := newWorld(t)
 	entries := readRecorded(t, "reference-0.42.txt")
 	if len(entries) < 150 {
 		t.Fatalf("%d commands", len(entries))
 	}
-	w.direct(func(w *world, p *harness.Proc, prefix string) {
+	doors(t, func(w *world) {
+		p, prefix := atTheTop(w)
 		sl, sl2 := launch(w.T, p, "/bin/sleep", "300"), launch(w.T, p, "/bin/sleep", "300")
 		w.replay(p, prefix, entries, fmt.Sprintf("SL=%d; SL2=%d", sl.PID, sl2.PID), sl.PID)
 	})
 }
 
-// direct runs a test of a client at the top, by the daemon's own socket and by
-// that of a proxy at the top: nobody can tell which it is.
-func (w *world) direct(test func(w *world, p *harness.Proc, prefix string)) {
-	w.Helper()
+// doors runs a test of clients by the daemon's own socket, and by that of a proxy
+// at the top: nobody can tell which it is.
+func doors(t *testing.T, test func(w *world)) {
+	t.Helper()
 	for _, via := range []string{"daemon", "proxy"} {
-		w.Run(via, func(t *testing.T) {
-			w := w.sub(t)
-			p, prefix := atTheTop(w)
+		t.Run(via, func(t *testing.T) {
+			w := newWorld(t)
 			if via == "proxy" {
+				p := harness.Start(t, harness.Spec{})
+				w.PlaceTop(p, harness.Hierarchies()...)
 				w.via = startProxy(t, p, w.d.Sock).sock
 			}
-			test(w, p, prefix)
+			test(w)
 		})
 	}
 }
@@ -108,7 +109,8 @@ func (w *world) direct(test func(w *world, p *harness.Proc, prefix string)) {
 // answered to the letter as on v1, on every layout.
 func TestKernelOldClientUnified(t *testing.T) {
 	harness.Require(t, "dbus-send")
-	newWorld(t).direct(func(w *world, p *harness.Proc, prefix string) {
+	doors(t, func(w *world) {
+		p, prefix := atTheTop(w)
 		sl := launch(w.T, p, "/bin/sh", "-c", "while :; do :; done")
 		w.replay(p, prefix, readRecorded(w.T, "oldclient.txt"), fmt.Sprintf("SL=%d", sl.PID), sl.PID)
 	})
@@ -201,11 +203,12 @@ func atTheTop(w *world) (*harness.Proc, string) {
 // TestKernelReferenceScm makes the calls with a side channel that were recorded
 // of the original daemon: the same kicks, the same datagrams.
 func TestKernelReferenceScm(t *testing.T) {
-	newWorld(t).direct(func(w *world, p *harness.Proc, prefix string) { w.referenceScm(p, prefix) })
+	doors(t, referenceScm)
 }
 
-func (w *world) referenceScm(p *harness.Proc, prefix string) {
+func referenceScm(w *world) {
 	t := w.T
+	p, prefix := atTheTop(w)
 	c := p.MustDial(w.sock())
 	defer c.Close()
 	v := launch(t, p, "/bin/sleep", "300")

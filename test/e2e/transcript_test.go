@@ -36,13 +36,15 @@ func TestKernelTranscript(t *testing.T) {
 		t.Fatal("docs/PROTOCOL.md has no transcript")
 	}
 
-	daemon := harness.StartDaemon(t)
-	tree := harness.NewTree(t)
-	tree.Make("box", 0, 0)
-	p := harness.Start(t, harness.Spec{})
-	tree.Place(p, "box")
+	doors(t, func(w *world) { w.transcript(client, server) })
+}
+
+func (w *world) transcript(client, server []byte) {
+	t := w.T
+	w.Make("box", 0, 0)
+	p := w.host(0, "box")
 	fd := p.Socket(unix.SOCK_STREAM)
-	if err := p.Connect(fd, daemon.Sock); err != nil {
+	if err := p.Connect(fd, w.sock()); err != nil {
 		t.Fatal(err)
 	}
 	var got []byte
@@ -70,7 +72,7 @@ func TestKernelTranscript(t *testing.T) {
 	if !guid.Match(got) || !bytes.Equal(guid.ReplaceAll(got, nil), guid.ReplaceAll(server, nil)) {
 		t.Errorf("the daemon answered\n%q, not\n%q", got, server)
 	}
-	if !tree.Exists(harness.Find(t, "memory"), "box/demo") {
+	if !w.Exists(harness.Find(t, "memory"), "box/demo") {
 		t.Error("the cgroup was not created")
 	}
 }

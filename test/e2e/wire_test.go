@@ -32,10 +32,14 @@ const (
 // TestKernelWireTools logs in with the tools that people have.
 func TestKernelWireTools(t *testing.T) {
 	harness.Require(t, "dbus-send", "gdbus", "busctl")
-	w := newWorld(t)
+	doors(t, wireTools)
+}
+
+func wireTools(w *world) {
+	t := w.T
 	w.Make("box", 0, 0)
 	p := w.host(0, "box")
-	addr := "unix:path=" + w.d.Sock
+	addr := "unix:path=" + w.sock()
 	send := func(how, member string, args ...string) []string {
 		return append([]string{"dbus-send", how + addr, "--print-reply", objectPath, member}, args...)
 	}
@@ -135,14 +139,18 @@ var godbusClient = harness.Inside("godbus", func(a godbusArgs) ([]string, error)
 })
 
 func TestKernelWireGodbus(t *testing.T) {
-	w := newWorld(t)
+	doors(t, wireGodbus)
+}
+
+func wireGodbus(w *world) {
+	t := w.T
 	for _, hello := range []bool{false, true} {
 		cg := fmt.Sprint("box", hello)
 		w.Make(cg, 0, 0)
 		p := w.host(0, cg)
 		v := w.host(0, cg)
 		var got []string
-		if err := p.Run(godbusClient, godbusArgs{w.d.Sock, hello, p.PidFD(v.HostPID)}, &got); err != nil {
+		if err := p.Run(godbusClient, godbusArgs{w.sock(), hello, p.PidFD(v.HostPID)}, &got); err != nil {
 			t.Fatalf("hello %v: %v", hello, err)
 		}
 		want(t, "the answers", got, []string{"-1", "9", "10", "org.freedesktop.DBus.Error.FileNotFound"})
@@ -248,7 +256,11 @@ func emptyReply(serial, to byte) []byte {
 // The login and the first call go in one write, and are answered in one round
 // trip: the original's took four.
 func TestKernelWireRoundTrip(t *testing.T) {
-	w := newWorld(t)
+	doors(t, wireRoundTrip)
+}
+
+func wireRoundTrip(w *world) {
+	t := w.T
 	w.Make("box", 0, 0)
 	p := w.host(0, "box")
 	created := append([]byte{
@@ -273,7 +285,7 @@ func TestKernelWireRoundTrip(t *testing.T) {
 		{"Create", call(t, 7, harness.V0, "Create", "memory", "x"), created, 2},
 	} {
 		var r roundTripResult
-		err := p.Run(roundTrip, roundTripArgs{w.d.Sock, append([]byte(login), tc.data...), tc.until}, &r)
+		err := p.Run(roundTrip, roundTripArgs{w.sock(), append([]byte(login), tc.data...), tc.until}, &r)
 		if err != nil {
 			t.Errorf("%s: %v", tc.what, err)
 			continue
@@ -287,7 +299,7 @@ func TestKernelWireRoundTrip(t *testing.T) {
 	}
 	// An original client asks line by line; that works too.
 	fd := p.Socket(unix.SOCK_STREAM)
-	if err := p.Connect(fd, w.d.Sock); err != nil {
+	if err := p.Connect(fd, w.sock()); err != nil {
 		t.Fatal(err)
 	}
 	for _, step := range []struct{ say, hear string }{
@@ -366,11 +378,15 @@ func (r *raw) ask(msg []byte, fds ...int) *dbus.Message {
 
 // Both byte orders are understood, also in turn on one connection.
 func TestKernelWireByteOrder(t *testing.T) {
-	w := newWorld(t)
+	doors(t, wireByteOrder)
+}
+
+func wireByteOrder(w *world) {
+	t := w.T
 	w.Make("box", 0, 0)
 	p := w.host(0, "box")
 	v := w.host(0, "box")
-	r := dial(t, p, w.d.Sock)
+	r := dial(t, p, w.sock())
 	for i, order := range []binary.ByteOrder{binary.BigEndian, binary.LittleEndian, binary.BigEndian} {
 		name := fmt.Sprint("o", i)
 		serial := uint32(0x01020304 + i)
@@ -428,11 +444,11 @@ func TestKernelWireByteOrder(t *testing.T) {
 
 // field is a client of the host's root cgroups, as LXC's, and the name of the
 // test's tree there.
-func field(t *testing.T) (*world, *harness.Proc, asker, string) {
+func field(w *world) (*harness.Proc, asker, string) {
+	t := w.T
 	t.Helper()
-	w := newWorld(t)
 	p := harness.Start(t, harness.Spec{})
-	c := p.MustDial(w.d.Sock)
+	c := p.MustDial(w.sock())
 	t.Cleanup(c.Close)
 	a := asker{t, c}
 	// libnih and dbus-glib clients begin with this, and a Ping before the
@@ -453,7 +469,7 @@ func field(t *testing.T) (*world, *harness.Proc, asker, string) {
 			t.Errorf("in %s:%s after MovePidAbs to /", name, cg)
 		}
 	}
-	return w, p, a, strings.TrimPrefix(w.Base, "/")
+	return p, a, strings.TrimPrefix(w.Base, "/")
 }
 
 // everywhere reports in how many hierarchies the cgroup is, and fails the test
@@ -481,7 +497,12 @@ func (w *world) init() *harness.Proc {
 }
 
 func TestKernelWireFieldLXCRoot(t *testing.T) {
-	w, p, a, base := field(t)
+	doors(t, fieldLXCRoot)
+}
+
+func fieldLXCRoot(w *world) {
+	t := w.T
+	p, a, base := field(w)
 	ctrls := a.v0("ListControllers")[0].([]string)
 	// Names are tried until one is new.
 	want(t, "Create", a.v0("Create", "all", base+"/lxc/n"), []any{int32(-1)})
@@ -552,10 +573,14 @@ func TestKernelWireFieldLXCRoot(t *testing.T) {
 // A user's container: created by the user, whose child in the container's user
 // namespace then gives the group to the container's root.
 func TestKernelWireFieldLXCUnprivileged(t *testing.T) {
-	w := newWorld(t)
+	doors(t, fieldLXCUnprivileged)
+}
+
+func fieldLXCUnprivileged(w *world) {
+	t := w.T
 	w.Make("user", 1000, 1000)
 	u := w.host(1000, "user")
-	c := u.MustDial(w.d.Sock)
+	c := u.MustDial(w.sock())
 	defer c.Close()
 	a := asker{t, c}
 	for _, ctrl := range a.v0("ListControllers")[0].([]string) {
@@ -579,7 +604,7 @@ func TestKernelWireFieldLXCUnprivileged(t *testing.T) {
 	// Root inside, in a user namespace where the user has a number as well.
 	child := harness.Start(t, harness.Spec{UserNS: true, Maps: maps})
 	w.Place(child, "user")
-	cc := child.MustDial(w.d.Sock)
+	cc := child.MustDial(w.sock())
 	defer cc.Close()
 	asker{t, cc}.v0("Ping", int32(0))
 	got, err := cc.Scm("ChownScm", []harness.Cred{child.Cred, {PID: child.PID, UID: 65536, GID: 0}}, "all", "lxc/n")
@@ -604,7 +629,7 @@ func TestKernelWireFieldLXCUnprivileged(t *testing.T) {
 	// The container's root has the group's write bit and makes its own.
 	root := harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, MapFrom: 100000, MapSize: 65536})
 	w.Place(root, "user/lxc/n")
-	rc := root.MustDial(w.d.Sock)
+	rc := root.MustDial(w.sock())
 	want(t, "Create inside", asker{t, rc}.v0("Create", "all", "init.scope"), []any{int32(-1)})
 	want(t, "its owner", w.owner(harness.Find(t, "memory"), "user/lxc/n/init.scope", ""), "100000:100000")
 	rc.Close()
@@ -616,12 +641,17 @@ func TestKernelWireFieldLXCUnprivileged(t *testing.T) {
 // lxc-freeze and lxc-cgroup: a child moves itself beside the container and
 // names it from there.
 func TestKernelWireFieldLXCFreeze(t *testing.T) {
-	w, p, a, base := field(t)
+	doors(t, fieldLXCFreeze)
+}
+
+func fieldLXCFreeze(w *world) {
+	t := w.T
+	p, a, base := field(w)
 	a.v0("Create", "all", base+"/lxc/n")
 	init := w.init()
 	a.v0("MovePid", "all", base+"/lxc/n", int32(init.HostPID))
 	child := p.Spawn(harness.Spec{})
-	cc := child.MustDial(w.d.Sock)
+	cc := child.MustDial(w.sock())
 	b := asker{t, cc}
 	for _, ctrl := range []string{"freezer", "memory"} {
 		cg := b.v0("GetPidCgroupAbs", ctrl, int32(init.HostPID))[0].(string)
@@ -647,7 +677,12 @@ func TestKernelWireFieldLXCFreeze(t *testing.T) {
 // lxcfs: keys with a leading slash, values with a newline at the end, cgroups
 // from the root.
 func TestKernelWireFieldLXCFS(t *testing.T) {
-	_, p, a, base := field(t)
+	doors(t, fieldLXCFS)
+}
+
+func fieldLXCFS(w *world) {
+	t := w.T
+	p, a, base := field(w)
 	a.v0("Create", "memory", base+"/c")
 	cg := "/" + base + "/c"
 	a.v0("SetValue", "memory", cg, "/memory.limit_in_bytes", "50000000\n")
@@ -682,7 +717,12 @@ func TestKernelWireFieldLXCFS(t *testing.T) {
 
 // pam_cgm gives a session cgroups that go when its last process does.
 func TestKernelWireFieldPamCgm(t *testing.T) {
-	w, p, a, base := field(t)
+	doors(t, fieldPamCgm)
+}
+
+func fieldPamCgm(w *world) {
+	t := w.T
+	p, a, base := field(w)
 	const ctrls = "memory,freezer,cpu"
 	session := base + "/user/1000/0"
 	if a.v0("Remove", ctrls, session, int32(1))[0] != int32(-1) {
@@ -692,7 +732,7 @@ func TestKernelWireFieldPamCgm(t *testing.T) {
 	a.v0("Chown", ctrls, session, int32(1000), int32(1000))
 	sh := p.Spawn(harness.Spec{})
 	a.v0("MovePid", ctrls, session, sh.PID)
-	sc := sh.MustDial(w.d.Sock)
+	sc := sh.MustDial(w.sock())
 	// Asked from inside, of itself.
 	asker{t, sc}.v0("RemoveOnEmpty", ctrls, "")
 	sc.Close()
@@ -714,7 +754,12 @@ func TestKernelWireFieldPamCgm(t *testing.T) {
 }
 
 func TestKernelWireFieldSystemdShim(t *testing.T) {
-	w, p, a, base := field(t)
+	doors(t, fieldSystemdShim)
+}
+
+func fieldSystemdShim(w *world) {
+	t := w.T
+	p, a, base := field(w)
 	systemd := harness.Find(t, "name=systemd")
 	agent := filepath.Join(systemd.Mount, "release_agent")
 	before, err := os.ReadFile(agent)
@@ -755,10 +800,14 @@ func TestKernelWireFieldSystemdShim(t *testing.T) {
 // dbus-python introspects first, names a destination, and leaves the interface
 // out.
 func TestKernelWireFieldDbusPython(t *testing.T) {
-	w := newWorld(t)
+	doors(t, fieldDbusPython)
+}
+
+func fieldDbusPython(w *world) {
+	t := w.T
 	w.Make("box", 0, 0)
 	p := w.host(0, "box")
-	r := dial(t, p, w.d.Sock)
+	r := dial(t, p, w.sock())
 	serial := uint32(1)
 	ask := func(iface, member string, args ...any) *dbus.Message {
 		t.Helper()
