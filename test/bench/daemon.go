@@ -33,20 +33,23 @@ func startDaemon(ctx context.Context, path, level string) (*daemon, error) {
 	return &daemon{s}, nil
 }
 
-// cpuTime returns the processor time that the threads of a process have used.
-func cpuTime(pid int) (time.Duration, error) {
-	var sum time.Duration
-	err := threads(pid, func(dir string) error {
-		b, err := os.ReadFile(filepath.Join(dir, "schedstat"))
-		if err != nil {
+// cpuTime returns the processor time that the threads of processes have used.
+func cpuTime(pids ...int) (sum time.Duration, err error) {
+	for _, pid := range pids {
+		if err := threads(pid, func(dir string) error {
+			b, err := os.ReadFile(filepath.Join(dir, "schedstat"))
+			if err != nil {
+				return err
+			}
+			first, _, _ := strings.Cut(string(b), " ")
+			ns, err := strconv.ParseInt(first, 10, 64)
+			sum += time.Duration(ns)
 			return err
+		}); err != nil {
+			return 0, err
 		}
-		first, _, _ := strings.Cut(string(b), " ")
-		ns, err := strconv.ParseInt(first, 10, 64)
-		sum += time.Duration(ns)
-		return err
-	})
-	return sum, err
+	}
+	return sum, nil
 }
 
 func threads(pid int, f func(dir string) error) error {
@@ -92,8 +95,8 @@ func status(path string, keys ...string) (int64, error) {
 }
 
 // rss returns the resident set in bytes.
-func (d *daemon) rss() (int64, error) {
-	kb, err := status(filepath.Join("/proc", strconv.Itoa(d.pid()), "status"), "VmRSS")
+func (s *server) rss() (int64, error) {
+	kb, err := status(filepath.Join("/proc", strconv.Itoa(s.pid()), "status"), "VmRSS")
 	return kb << 10, err
 }
 

@@ -37,8 +37,9 @@ const stalled = 10 * time.Second
 
 var errStalled = errors.New("no answer for " + stalled.String())
 
-// run loads the server behind l.path, process pid, for d.
-func (l *load) run(ctx context.Context, pid int, d time.Duration) (figures, error) {
+// run loads the server behind l.path for d. The processes are those whose
+// processor time counts.
+func (l *load) run(ctx context.Context, pids []int, d time.Duration) (figures, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -69,7 +70,7 @@ func (l *load) run(ctx context.Context, pid int, d time.Duration) (figures, erro
 		}
 		cs[i] = c
 	}
-	before, err := cpuTime(pid)
+	before, err := cpuTime(pids...)
 	if err != nil {
 		return figures{}, err
 	}
@@ -108,7 +109,7 @@ func (l *load) run(ctx context.Context, pid int, d time.Duration) (figures, erro
 		}
 	}
 	took := time.Since(start)
-	after, err := cpuTime(pid)
+	after, err := cpuTime(pids...)
 	if err != nil {
 		return figures{}, err
 	}

@@ -19,6 +19,7 @@ import (
 // options are the command line's.
 type options struct {
 	daemon   string
+	proxy    string
 	level    string
 	conns    []int
 	only     string
@@ -35,6 +36,7 @@ func main() {
 	}
 	o := options{conns: []int{1, 8, 64}}
 	flag.StringVar(&o.daemon, "daemon", "build/cgmanager", "`path` of the daemon")
+	flag.StringVar(&o.proxy, "proxy", "build/cgproxy", "`path` of the proxy; empty: measure none")
 	flag.StringVar(&o.level, "log-level", "info", "the daemon's; its log goes to a file")
 	flag.StringVar(&o.only, "only", "", "measure the requests whose `name` contains this")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of which a figure is the median")
@@ -88,7 +90,17 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 	if err := table(ctx, o, w, d, e, cg); err != nil {
 		return err
 	}
-	if idle, err = idleConnections(d, o.idlePeer); err != nil {
+	if err := memory(ctx, o, w, d, started, fresh); err != nil || o.proxy == "" {
+		return err
+	}
+	return proxyTable(ctx, o, w, d, cg)
+}
+
+// memory prints what the daemon holds now, beside what it held at first, and how
+// often it wakes up with idle connections.
+func memory(ctx context.Context, o options, w io.Writer, d *daemon, started, fresh int64) error {
+	idle, err := idleConnections(d, o.idlePeer)
+	if err != nil {
 		return err
 	}
 	defer idle.close()
@@ -143,7 +155,7 @@ func (c *cell) round(ctx context.Context, o options, r *request, conns int, d *d
 	}
 	slice := o.slice / 4
 	l := &load{conns: conns, path: e.path, plain: true, request: &request{calls: [][]byte{make([]byte, len(r.calls[0]))}, reconnect: r.reconnect}}
-	echo, err := l.run(ctx, e.pid(), slice)
+	echo, err := l.run(ctx, []int{e.pid()}, slice)
 	if err != nil {
 		return fmt.Errorf("echo: %w", err)
 	}
@@ -155,12 +167,21 @@ func (c *cell) round(ctx context.Context, o options, r *request, conns int, d *d
 		}
 		floor += own
 	}
+	if err := c.load(ctx, o, r, conns, d.path, []int{d.pid()}); err != nil {
+		return err
+	}
+	c.floor = append(c.floor, floor)
+	return nil
+}
+
+// load measures the request at a socket; the processes are those that serve it.
+func (c *cell) load(ctx context.Context, o options, r *request, conns int, path string, pids []int) error {
 	victims, err := r.spawn(ctx, conns)
 	if err != nil {
 		return err
 	}
 	defer victims.end()
-	got, err := (&load{conns: conns, path: d.path, request: r, victims: victims}).run(ctx, d.pid(), o.slice)
+	got, err := (&load{conns: conns, path: path, request: r, victims: victims}).run(ctx, pids, o.slice)
 	if err != nil {
 		return err
 	}
@@ -168,7 +189,6 @@ func (c *cell) round(ctx context.Context, o options, r *request, conns int, d *d
 	c.p50 = append(c.p50, got.p50)
 	c.p99 = append(c.p99, got.p99)
 	c.cpu = append(c.cpu, got.cpu)
-	c.floor = append(c.floor, floor)
 	return nil
 }
 
