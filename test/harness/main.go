@@ -40,10 +40,10 @@ func Main(m *testing.M) {
 // Require skips the test if this machine lacks one of the features: "root",
 // "v1", "v2", "unified" (a v2 that has the controllers, and no systemd), "userns",
 // "systemd" (as the first process), "vm" (a virtual machine, to install things
-// on), "lxc" (and such a machine), "cc", or the name of another program. A feature
-// that the environment variable CGM_REQUIRE lists (comma separated) must be there:
-// its lack is a failure. Programs must be there as soon as it lists anything,
-// because .ci/deps installs them.
+// on), "cc", or the name of another program. A feature that the environment
+// variable CGM_REQUIRE lists (comma separated) must be there: its lack is a
+// failure. Programs must be there as soon as it lists anything, because .ci/deps
+// and test/vm/image install them.
 func Require(t testing.TB, features ...string) {
 	t.Helper()
 	for _, f := range features {
@@ -61,7 +61,7 @@ func Require(t testing.TB, features ...string) {
 func required(feature string) bool {
 	list := os.Getenv("CGM_REQUIRE")
 	switch feature {
-	case "root", "v1", "v2", "unified", "userns", "systemd", "lxc", "vm":
+	case "root", "v1", "v2", "unified", "userns", "systemd", "vm":
 		return slices.Contains(strings.Split(list, ","), feature)
 	}
 	return list != ""
@@ -105,12 +105,6 @@ func missing(feature string) error {
 			return fmt.Errorf("the first process is %q", b)
 		}
 		return nil
-	case "lxc":
-		if !Emulated() {
-			return errors.New("its containers need files of the host that are a virtual machine's to change")
-		}
-		_, err := exec.LookPath("lxc-start")
-		return err
 	case "vm":
 		if !Emulated() {
 			return errors.New("not a machine of the tests' own (make test-vm)")

@@ -26,7 +26,7 @@ func patience() time.Duration { return cgtest.Patience(60 * time.Second) }
 // "packaging" to packaging/lxc.
 func Host(t testing.TB) *Site {
 	t.Helper()
-	harness.Require(t, "root", "userns", "lxc")
+	harness.Require(t, "root", "userns", "vm", "lxc-start")
 	for _, program := range []string{"cgm", "cgmanager", "cgproxy"} {
 		dir := "/usr/sbin"
 		if program == "cgm" {
