@@ -187,10 +187,13 @@ func takeAside(lower string, keep bool) (_ string, end func() error, err error) 
 	if err := service.SocketDir(serveDir); err != nil {
 		return "", end, err
 	}
+	aside := map[string]bool{}
 	for _, p := range places() {
 		if !keep {
-			if err := bindAside(p, &undo); err != nil {
-				return "", end, err
+			if !aside[p.aside] { // two places may be one directory, mounted twice
+				if aside[p.aside], err = bindAside(p, &undo); err != nil {
+					return "", end, err
+				}
 			}
 			if lower == filepath.Join(p.dir, sock) {
 				lower = filepath.Join(p.aside, sock)
@@ -214,17 +217,17 @@ func mountHint(err error) string {
 	return ""
 }
 
-// bindAside makes what is at the place visible aside too.
-func bindAside(p place, undo *[]func() error) error {
+// bindAside makes what is at the place visible aside too, if there is something.
+func bindAside(p place, undo *[]func() error) (done bool, err error) {
 	if !holds(p.aside) {
 		if !holds(p.dir) {
-			return nil
+			return false, nil
 		}
 		if err := os.Mkdir(p.aside, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			return err
+			return false, err
 		}
 		if err := unix.Mount(p.dir, p.aside, "", unix.MS_BIND, ""); err != nil {
-			return errors.Join(&os.PathError{Op: "mount on", Path: p.aside, Err: err}, os.Remove(p.aside))
+			return false, errors.Join(&os.PathError{Op: "mount on", Path: p.aside, Err: err}, os.Remove(p.aside))
 		}
 	}
 	*undo = append(*undo, func() error {
@@ -233,7 +236,7 @@ func bindAside(p place, undo *[]func() error) error {
 		}
 		return os.Remove(p.aside)
 	})
-	return nil
+	return true, nil
 }
 
 // coverPlace mounts the proxy's directory over a place, which it makes if need

@@ -668,3 +668,46 @@ func TestKernelProxySender(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Where /sys/fs/cgroup is the unified hierarchy, the old address is a mount on a
+// cgroup, and nothing can be made beside it.
+func TestKernelProxyPlacesUnified(t *testing.T) {
+	harness.Require(t, "v2")
+	w := newWorld(t)
+	b := w.box("c1")
+	d := filepath.Dir(w.d.Sock)
+	script := `
+set -e
+mount -t tmpfs none /run
+mkdir /run/cgmanager
+mount --bind ` + d + ` /run/cgmanager
+mount -t cgroup2 none /sys/fs/cgroup
+mkdir /sys/fs/cgroup/cgmanager
+mount --bind /run/cgmanager /sys/fs/cgroup/cgmanager
+unset CGMANAGER_ADDRESS
+before=$(cat /proc/self/mountinfo)
+for kill in 9 15; do
+	cgproxy & pid=$!
+	for i in $(seq 100); do [ -S /run/cgproxy/sock ] && cgm ping 2>/dev/null && break; sleep 0.1; done
+	for s in /run/cgmanager/sock /sys/fs/cgroup/cgmanager/sock; do
+		[ "$(CGMANAGER_ADDRESS=$s cgm status | grep daemon)" = "daemon       pid $pid, uid 0" ] || { echo "$s is not the proxy's"; exit 1; }
+	done
+	kill -$kill $pid
+	wait $pid || [ $kill = 9 ]
+done
+[ "$before" = "$(cat /proc/self/mountinfo)" ] || { echo "$before"; echo ---; cat /proc/self/mountinfo; exit 1; }
+ls -d /run/*.lower /sys/fs/cgroup/*.lower 2>/dev/null && { echo "left behind"; exit 1; }
+umount /sys/fs/cgroup/cgmanager
+rmdir /sys/fs/cgroup/cgmanager
+echo fine
+`
+	child := b.Launch(nil, "/usr/bin/unshare", "-C", "/bin/bash", "-c", "exec 2>&1; export PATH="+filepath.Dir(harness.Binary(t, "cgm"))+":/usr/sbin:/sbin:$PATH\n"+script)
+	out, err := child.Said(cgtest.Patience(15 * time.Second))
+	if err != nil {
+		t.Error(err)
+	}
+	status, err := child.End(time.Second)
+	if err != nil || !status.Exited() || status.ExitStatus() != 0 || !strings.HasSuffix(out, "fine\n") || strings.Contains(out, "left behind") {
+		t.Errorf("exit %#x: %s", status, out)
+	}
+}
