@@ -681,6 +681,7 @@ set -e
 mount -t tmpfs none /run
 mkdir /run/cgmanager
 mount --bind ` + d + ` /run/cgmanager
+mount -t tmpfs none /sys/fs/cgroup # not twice the same right above itself: EBUSY
 mount -t cgroup2 none /sys/fs/cgroup
 mkdir /sys/fs/cgroup/cgmanager
 mount --bind /run/cgmanager /sys/fs/cgroup/cgmanager
