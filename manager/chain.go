@@ -102,6 +102,26 @@ func (c *call) nested() error {
 	return nil
 }
 
+// home tells of each of those for whom the innermost proxy acts whether that one is
+// in its own container.
+func (c *call) home() ([]bool, error) {
+	root := &c.parties[c.root]
+	around, err := c.m.host.Nesting(root.proc)
+	if err != nil {
+		return nil, c.unknown(root.role, err)
+	}
+	home := make([]bool, max(c.proxies, 1))
+	for i := range home {
+		p := &c.parties[i]
+		own, err := c.m.host.Nesting(p.proc)
+		if err != nil {
+			return nil, c.unknown(p.role, err)
+		}
+		home[i] = own.Encloses(around) // and lies within it: see nested
+	}
+	return home, nil
+}
+
 // nestedIn is nested for the cgroups in h of a chain of ActFor: what the
 // innermost may do is only confined if they enclose each other too.
 func (c *call) nestedIn(h *cgfs.Hierarchy, subject string) error {

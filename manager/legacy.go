@@ -551,19 +551,14 @@ func (m *Manager) MovePidAbs0(rq *api.Request, controller, cgroup string, v api.
 
 // escape moves a task for a requestor behind a proxy, up to the proxy's own
 // cgroup and no further: the requestor by clause 9, and the proxy, from whose
-// cgroup the name is counted, must be able to make the move itself. All who ask
-// must be root of what the innermost proxy, or root beside it, has made.
+// cgroup the name is counted, must be able to make the move itself.
 func (c *call) escape(controller, cgroup string, v *victim) error {
 	if err := c.gather(v); err != nil { // for the requestor, whom the proxy's call does not know
 		return err
 	}
-	made := make([]bool, max(c.proxies, 1))
-	for j := range made {
-		var err error
-		around := &c.parties[c.root]
-		if made[j], err = c.m.host.MadeIn(c.parties[j].proc, around.proc, around.cred.UID); err != nil {
-			return c.unknown(c.parties[j].role, err)
-		}
+	home, err := c.home()
+	if err != nil {
+		return err
 	}
 	behind := &call{m: c.m, op: c.op, scm: true, parties: c.behind(), proxies: -1}
 	defer behind.release()
@@ -572,10 +567,10 @@ func (c *call) escape(controller, cgroup string, v *victim) error {
 			return privcheck.Decision{}, err
 		}
 		for i := range v.members {
-			for j := range made {
+			for j := range home {
 				r := &c.parties[j]
 				if _, err := behind.decide(in(v.subject, dst.h), func(p *party) privcheck.Decision {
-					return privcheck.EscapeTo(r.r, p.r, r.own(dst.h), p.own(dst.h), c.task(v, i, dst.h, r), dst.path, made[j])
+					return privcheck.EscapeTo(r.r, p.r, r.own(dst.h), p.own(dst.h), c.task(v, i, dst.h, r), dst.path, home[j])
 				}); err != nil {
 					return privcheck.Decision{}, err
 				}
@@ -583,7 +578,7 @@ func (c *call) escape(controller, cgroup string, v *victim) error {
 		}
 		return behind.moveDecision(v, dst)
 	}
-	err := behind.move0(controller, cgroup, v, relative, behind.confined, question)
+	err = behind.move0(controller, cgroup, v, relative, behind.confined, question)
 	c.changes = behind.changes
 	return err
 }

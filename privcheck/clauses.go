@@ -471,18 +471,19 @@ func Escape(r Requestor) Decision {
 
 // EscapeTo answers clause 9 for a requestor r, in the cgroup own, behind a
 // proxy whose own cgroup is proxyOwn: may r move t to dst, at or below
-// proxyOwn? made says that r's user namespace is the innermost proxy's, or was
-// made by root there: every user can be root in one of its own making. That the
-// proxy could make the move itself is a question of its own (Move).
-func EscapeTo(r, proxy Requestor, own, proxyOwn string, t Task, dst string, made bool) Decision {
+// proxyOwn? home says that the innermost proxy, which this is or encloses, is in
+// r's own container: the proxy of the container around would let r out of what
+// that one confined it to. That the proxy could make the move itself is a question
+// of its own (Move).
+func EscapeTo(r, proxy Requestor, own, proxyOwn string, t Task, dst string, home bool) Decision {
 	if !r.RootInUserNS() {
 		return deny("9 not root", "you are not root in your user namespace")
 	}
 	if !proxy.RootInUserNS() {
 		return deny("9 proxy", "the proxy is not root in its user namespace")
 	}
-	if !made {
-		return deny("9 made", "your user namespace is not the proxy's, nor was it made by root there")
+	if !home {
+		return deny("9 container", "the proxy is not one of your own container")
 	}
 	if d := confined(proxy, proxyOwn); !d.allowed {
 		return d.in("9")

@@ -505,7 +505,7 @@ func TestEscapeTo(t *testing.T) {
 		{"up to the proxy's", EscapeTo(ctRoot, ctRoot, "/c/r", "/c", mine, "/c/x", true), "9 proxy"},
 		{"a user", EscapeTo(ctUser, ctRoot, "/c/r", "/c", task("/c/r", 101000), "/c/x", true), "no 9 not root"},
 		{"behind a user", EscapeTo(ctRoot, ctUser, "/c/r", "/c", mine, "/c/x", true), "no 9 proxy"},
-		{"root of its own making", EscapeTo(ctRoot, ctRoot, "/c/r", "/c", mine, "/c/x", false), "no 9 made"},
+		{"behind the proxy of the container around", EscapeTo(ctRoot, ctRoot, "/c/r", "/c", mine, "/c/x", false), "no 9 container"},
 		{"above the proxy", EscapeTo(ctRoot, ctRoot, "/c/r", "/c", mine, "/", true), "no 9 subtree"},
 		{"not below the proxy", EscapeTo(ctRoot, ctRoot, "/d/r", "/c", task("/d/r", 100000), "/c/x", true), "no 9 chain"},
 		{"a proxy that nobody placed", EscapeTo(ctRoot, ctRoot, "/c/r", "/", mine, "/c/x", true), "no 9/1 outside root"},

@@ -189,27 +189,6 @@ func (h *Host) Makers(p *Process) ([]uint32, error) {
 	return uids, err
 }
 
-// MadeIn reports whether p is in the user namespace of around, or in one right
-// below it that the uid maker made.
-func (h *Host) MadeIn(p, around *Process, maker uint32) (bool, error) {
-	within, err := around.namespace("ns/user")
-	if err != nil {
-		return false, err
-	}
-	var own []ns
-	var by uint32
-	if err := p.outwards("ns/user", h.user, func(n ns, fd int) (err error) {
-		if own = append(own, n); len(own) == 1 {
-			by, err = unix.IoctlGetUint32(fd, unix.NS_GET_OWNER_UID)
-		}
-		return err
-	}); err != nil {
-		return false, err
-	}
-	own = append(own, h.user)
-	return own[0] == within || len(own) > 1 && own[1] == within && by == maker, nil
-}
-
 // Containers names the containers around p for accounting: each user and each
 // pid namespace from its own outwards, the daemon's not included.
 func (h *Host) Containers(p *Process) ([]string, error) {

@@ -43,15 +43,23 @@ func TestKernelChain(t *testing.T) {
 	b := a.box("c2")
 	c := b.box("c3")
 	u := c.user(7)
+	low := c.user(0)
+	w.Make("c1/c2/c3/low", c.HostUID, c.HostGID)
 	conns := map[string]struct {
 		c *harness.Conn
 		// from is the cgroup of the innermost proxy.
 		from string
+		// own: that is in the requestor's container, root of which may leave
+		// its cgroup for the proxy's.
+		own bool
 	}{
-		"no proxy":    {c.MustDial(w.d.Sock), "c1/c2/c3"},
-		"one proxy":   {mustChain(b, c.Proc), "c1/c2"},
-		"far proxy":   {mustChain(a, c.Proc), "c1"},
-		"two proxies": {mustChain(a, b.Proc, c.Proc), "c1/c2"},
+		"no proxy":             {c.MustDial(w.d.Sock), "c1/c2/c3", false},
+		"one proxy":            {mustChain(b, c.Proc), "c1/c2", false},
+		"far proxy":            {mustChain(a, c.Proc), "c1", false},
+		"two proxies":          {mustChain(a, b.Proc, c.Proc), "c1/c2", false},
+		"its own proxy":        {mustChain(c, low), "c1/c2/c3", true},
+		"its own, behind one":  {mustChain(b, c.Proc, low), "c1/c2/c3", true},
+		"its own, behind both": {mustChain(a, b.Proc, c.Proc, low), "c1/c2/c3", true},
 	}
 	for name, via := range conns {
 		t.Run(name, func(t *testing.T) {
@@ -80,17 +88,20 @@ func TestKernelChain(t *testing.T) {
 				return second(via.c.V1("SetValue", "", map[string]string{"pids.limit": "9"}))
 			})
 			w.refused("a task that it cannot see", func() error { return second(via.c.V1("Move", "x", uint32(b.HostPID))) })
-			if name == "no proxy" || name == "far proxy" {
-				// It was not the far proxy that put it there.
-				w.refused("MovePidAbs", func() error { return second(via.c.V0("MovePidAbs", "memory", "/", u.NSpid()[3])) })
-				ask.v1("Move", "", uint32(u.NSpid()[3]))
-			} else {
-				w.refused("MovePidAbs above", func() error { return second(via.c.V0("MovePidAbs", "memory", "/../", u.NSpid()[3])) })
+			w.refused("MovePidAbs above", func() error { return second(via.c.V0("MovePidAbs", "memory", "/../", u.NSpid()[3])) })
+			ask.v1("Move", "", uint32(u.NSpid()[3]))
+			ask.v1("Delete", "x")
+
+			w.Place(u, "c1/c2/c3/low")
+			if via.own {
+				w.Place(low, "c1/c2/c3/low")
 				ask.v0("MovePidAbs", "all", "/", u.NSpid()[3])
 				want(t, "where it is", w.in(u), via.from)
-				w.Place(u, "c1/c2/c3")
+				w.Place(low, "c1/c2/c3")
+			} else {
+				w.refused("MovePidAbs", func() error { return second(via.c.V0("MovePidAbs", "memory", "/", u.NSpid()[3])) })
 			}
-			ask.v1("Delete", "x")
+			w.Place(u, "c1/c2/c3")
 		})
 	}
 }

@@ -20,7 +20,7 @@ import (
 func (w *world) user(id uint32, cg string) (*harness.Proc, *harness.Conn) {
 	w.Helper()
 	p := w.host(id, cg)
-	return p, p.MustDial(w.d.Sock)
+	return p, p.MustDial(w.sock())
 }
 
 // scm is an *Scm call in which the caller acts for itself.
@@ -34,7 +34,10 @@ func scm(c *harness.Conn, member string, args ...any) error {
 
 // 1. A "/" in a key led out of the cgroup: a user changed its parent's limit,
 // and read every file of the host that its uid may read.
-func TestKernelDefect1KeyTraversal(t *testing.T) {
+func TestKernelDefect1KeyTraversal(t *testing.T) { keyTraversal(t, newWorld) }
+
+func keyTraversal(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("own", 1000, 1000)
 	w.Make("own/kid", 1000, 1000)
@@ -45,7 +48,7 @@ func TestKernelDefect1KeyTraversal(t *testing.T) {
 			for _, f := range []string{"memory.limit_in_bytes", "freezer.state"} {
 				if h == memory && strings.HasPrefix(f, "memory") || h == freezer && strings.HasPrefix(f, "freezer") {
 					// Nothing but the way there stops the user.
-					if err := unix.Chown(w.Dir(h, cg)+"/"+h.File(f), 1000, 1000); err != nil {
+					if err := unix.Chown(w.Dir(h, cg)+"/"+h.File(f), int(w.first()+1000), int(w.first()+1000)); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -66,7 +69,7 @@ func TestKernelDefect1KeyTraversal(t *testing.T) {
 	}
 	attacks := map[string]func() error{}
 	for _, key := range keys {
-		for _, cg := range []string{"", "sub", w.Path("own/kid"), w.Path("own/kid/sub")} {
+		for _, cg := range []string{"", "sub", w.abs("own/kid"), w.abs("own/kid/sub")} {
 			what := fmt.Sprintf("of %q with key %q", cg, key)
 			attacks["SetValue "+what] = func() error { return second(c.V0("SetValue", "memory", cg, key, "88000000")) }
 			attacks["GetValue "+what] = func() error { return second(c.V0("GetValue", "memory", cg, key)) }
@@ -89,7 +92,10 @@ func TestKernelDefect1KeyTraversal(t *testing.T) {
 
 // 2. Paths were compared without a "/": a client in edA saw and moved tasks of
 // edA2.
-func TestKernelDefect2PrefixOfAName(t *testing.T) {
+func TestKernelDefect2PrefixOfAName(t *testing.T) { prefixOfAName(t, newWorld) }
+
+func prefixOfAName(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	for _, uid := range []uint32{0, 1000} {
 		name := fmt.Sprint("ed", uid)
@@ -103,8 +109,8 @@ func TestKernelDefect2PrefixOfAName(t *testing.T) {
 			w.watch = []*harness.Proc{v}
 			p, c := w.user(uid, name)
 			defer c.Close()
-			pid := int32(v.HostPID)
-			fd := p.PidFD(v.HostPID)
+			pid := v.PID
+			fd := p.PidFD(int(v.PID))
 			victims := []harness.Cred{p.Cred, v.Cred}
 			attacks := map[string]func() error{
 				"GetPidCgroup":    func() error { return second(c.V0("GetPidCgroup", "memory", pid)) },
@@ -114,15 +120,15 @@ func TestKernelDefect2PrefixOfAName(t *testing.T) {
 				"MoveFd":          func() error { return second(c.V1("MoveFd", "own", harness.FD(fd))) },
 				"GetPidCgroupScm": func() error { return second(c.Scm("GetPidCgroupScm", victims, "memory")) },
 				"MovePidScm":      func() error { return second(c.Scm("MovePidScm", victims, "memory", "own")) },
-				"GetTasks":        func() error { return second(c.V0("GetTasks", "memory", w.Path(name+"2"))) },
-				"ListKeys":        func() error { return second(c.V0("ListKeys", "memory", w.Path(name+"2"))) },
+				"GetTasks":        func() error { return second(c.V0("GetTasks", "memory", w.abs(name+"2"))) },
+				"ListKeys":        func() error { return second(c.V0("ListKeys", "memory", w.abs(name+"2"))) },
 				"GetValue": func() error {
-					return second(c.V0("GetValue", "memory", w.Path(name+"2"), "memory.limit_in_bytes"))
+					return second(c.V0("GetValue", "memory", w.abs(name+"2"), "memory.limit_in_bytes"))
 				},
-				"ListChildren":      func() error { return second(c.V0("ListChildren", "memory", w.Path(name+"2"))) },
-				"GetTasksRecursive": func() error { return second(c.V0("GetTasksRecursive", "memory", w.Path(name+"2"))) },
+				"ListChildren":      func() error { return second(c.V0("ListChildren", "memory", w.abs(name+"2"))) },
+				"GetTasksRecursive": func() error { return second(c.V0("GetTasksRecursive", "memory", w.abs(name+"2"))) },
 				"SetValue": func() error {
-					return second(c.V0("SetValue", "memory", w.Path(name+"2/own"), "memory.limit_in_bytes", "80000000"))
+					return second(c.V0("SetValue", "memory", w.abs(name+"2/own"), "memory.limit_in_bytes", "80000000"))
 				},
 			}
 			if uid != 0 { // the kernel does not let it name another process
@@ -131,28 +137,31 @@ func TestKernelDefect2PrefixOfAName(t *testing.T) {
 			w.refusedAll(attacks)
 			// Its own it moves.
 			mine := w.host(uid, name)
-			asker{t, c}.v0("MovePid", "memory", "own", int32(mine.HostPID))
-			want(t, "its own task", asker{t, c}.v0("GetPidCgroup", "memory", int32(mine.HostPID))[0], "own")
+			asker{t, c}.v0("MovePid", "memory", "own", mine.PID)
+			want(t, "its own task", asker{t, c}.v0("GetPidCgroup", "memory", mine.PID)[0], "own")
 		})
 	}
 }
 
 // 3. ListKeys answered for every cgroup of the host.
-func TestKernelDefect3ListKeysUnconfined(t *testing.T) {
+func TestKernelDefect3ListKeysUnconfined(t *testing.T) { listKeysUnconfined(t, newWorld) }
+
+func listKeysUnconfined(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("edA", 1000, 1000)
 	w.Make("edA/sub", 1000, 1000)
 	w.Make("edA2", 1000, 1000)
 	_, c := w.user(1000, "edA")
 	defer c.Close()
-	for _, cg := range []string{"", "sub", w.Path("edA/sub"), w.Path("edA")} {
+	for _, cg := range []string{"", "sub", w.abs("edA/sub"), w.abs("edA")} {
 		if r := (asker{t, c}).v0("ListKeys", "freezer", cg); len(r[0].([][]any)) == 0 {
 			t.Errorf("ListKeys %q: nothing", cg)
 		}
 	}
 	attacks := map[string]func() error{}
 	for _, ctrl := range []string{"memory", "freezer", "name=systemd", "hugetlb"} {
-		for _, cg := range []string{w.Path("edA2"), w.Base, "/", w.Path("edA/../edA2"), "../edA2", ".."} {
+		for _, cg := range []string{w.abs("edA2"), w.Base, "/", w.abs("edA/../edA2"), "../edA2", ".."} {
 			what := fmt.Sprintf("%s %q", ctrl, cg)
 			attacks["ListKeys "+what] = func() error { return second(c.V0("ListKeys", ctrl, cg)) }
 			if cg == "/" {
@@ -165,7 +174,10 @@ func TestKernelDefect3ListKeysUnconfined(t *testing.T) {
 }
 
 // 4. Chmod took any mode, setuid and sticky bits included.
-func TestKernelDefect4ChmodOfAnyMode(t *testing.T) {
+func TestKernelDefect4ChmodOfAnyMode(t *testing.T) { chmodOfAnyMode(t, newWorld) }
+
+func chmodOfAnyMode(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("box", 0, 0)
 	w.Make("box/sub", 0, 0)
@@ -282,7 +294,10 @@ func datagramSockets(t *testing.T, d *harness.Daemon) int {
 }
 
 // 6. Chown forgot cgroup.procs, so that the new owner could not move a process.
-func TestKernelDefect6ChownForgetsProcs(t *testing.T) {
+func TestKernelDefect6ChownForgetsProcs(t *testing.T) { chownForgetsProcs(t, newWorld) }
+
+func chownForgetsProcs(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("box", 0, 0)
 	w.Make("box/plain", 0, 0)
@@ -290,6 +305,9 @@ func TestKernelDefect6ChownForgetsProcs(t *testing.T) {
 	w.Make("box/new", 0, 0)
 	p, c := w.user(0, "box")
 	defer c.Close()
+	memory := harness.Find(t, "memory")
+	limit := func(cg string) string { return w.owner(memory, cg, memory.File("memory.limit_in_bytes")) }
+	before := limit("box/plain")
 	asker{t, c}.v0("Chown", "all", "plain", int32(1000), int32(1001))
 	asker{t, c}.v1("Chown", "new", uint32(1000), uint32(1001))
 	if _, err := c.Scm("ChownScm", []harness.Cred{p.Cred, {PID: p.PID, UID: 1000, GID: 1001}}, "all", "scm"); err != nil {
@@ -310,8 +328,7 @@ func TestKernelDefect6ChownForgetsProcs(t *testing.T) {
 				want(t, fmt.Sprintf("the owner of %s:%s/%s", h.Name, cg, f), w.owner(h, cg, f), "1000:1001")
 			}
 		}
-		memory := harness.Find(t, "memory")
-		want(t, "the owner of a limit", w.owner(memory, cg, memory.File("memory.limit_in_bytes")), "0:0")
+		want(t, "the owner of a limit", limit(cg), before)
 	}
 }
 
@@ -355,7 +372,10 @@ func TestKernelDefect7MaxDepth(t *testing.T) {
 }
 
 // 8. SetValue misspelt two of the keys that it meant to refuse.
-func TestKernelDefect8SetValueKeys(t *testing.T) {
+func TestKernelDefect8SetValueKeys(t *testing.T) { setValueKeys(t, newWorld) }
+
+func setValueKeys(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("own", 0, 0)
 	w.Make("own/sub", 0, 0)
@@ -395,10 +415,13 @@ func TestKernelDefect8SetValueKeys(t *testing.T) {
 }
 
 // CVE-2014-1425: the original let limits be changed above one's own cgroup.
-func TestKernelCVE20141425LimitsAbove(t *testing.T) {
+func TestKernelCVE20141425LimitsAbove(t *testing.T) { limitsAbove(t, newWorld) }
+
+func limitsAbove(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	b := w.box("c1")
-	w.Make("c1/kid", b.HostUID, b.HostGID)
+	w.Make("c1/kid", w.uid(b.Proc), w.gid(b.Proc))
 	w.Make("user", 1000, 1000)
 	w.Make("user/own", 1000, 1000)
 	w.Make("user/own/kid", 1000, 1000)
@@ -406,13 +429,13 @@ func TestKernelCVE20141425LimitsAbove(t *testing.T) {
 	own := func(cg string, uid uint32) {
 		// Whoever made the container was careless: the limit files are its root's.
 		for h, f := range map[harness.Hierarchy]string{memory: "memory.limit_in_bytes", pids: "pids.max"} {
-			if err := unix.Chown(w.Dir(h, cg)+"/"+f, int(uid), int(uid)); err != nil {
+			if err := unix.Chown(w.Dir(h, cg)+"/"+f, int(w.first()+uid), int(w.first()+uid)); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	own("c1", b.HostUID)
-	own("c1/kid", b.HostUID)
+	own("c1", w.uid(b.Proc))
+	own("c1/kid", w.uid(b.Proc))
 	own("user", 1000)
 	own("user/own", 1000)
 	own("user/own/kid", 1000)
@@ -447,30 +470,30 @@ func TestKernelCVE20141425LimitsAbove(t *testing.T) {
 		w.RefusedAll(t, attacks)
 	}
 	t.Run("container root", func(t *testing.T) {
-		c := b.MustDial(w.d.Sock)
+		c := b.MustDial(w.sock())
 		defer c.Close()
 		asker{t, c}.v0("SetValue", "pids", "kid", "pids.max", "50")
 		// Its own cgroup is what others confined it with.
-		above(t, c, []string{"", "..", "../", "kid/../..", w.Base, w.Path("c1"), w.Path("user"), "../user"})
+		above(t, c, []string{"", "..", "../", "kid/../..", w.Base, w.abs("c1"), w.abs("user"), "../user"})
 	})
 	t.Run("root of a container inside", func(t *testing.T) {
 		in := b.box("kid2")
-		own("c1/kid2", in.HostUID)
-		c := in.MustDial(w.d.Sock)
+		own("c1/kid2", w.uid(in.Proc))
+		c := in.MustDial(w.sock())
 		defer c.Close()
-		above(t, c, []string{"", "..", w.Path("c1/kid2"), w.Path("c1"), "../.."})
+		above(t, c, []string{"", "..", w.abs("c1/kid2"), w.abs("c1"), "../.."})
 	})
 	t.Run("user", func(t *testing.T) {
 		_, c := w.user(1000, "user/own/kid")
 		defer c.Close()
-		above(t, c, []string{"..", "../..", w.Path("user"), w.Path("user/own"), "/", "/user", w.Path("user/own/kid") + "/.."})
+		above(t, c, []string{"..", "../..", w.abs("user"), w.abs("user/own"), "/", "/user", w.abs("user/own/kid") + "/.."})
 	})
 	t.Run("user by a move", func(t *testing.T) {
 		// Confined below, it may not move itself to where it could.
 		p, c := w.user(1000, "user/own/kid")
 		defer c.Close()
 		w := w.sub(t)
-		for _, name := range []string{w.Path("user"), "..", "/", w.Path("user/own")} {
+		for _, name := range []string{w.abs("user"), "..", "/", w.abs("user/own")} {
 			w.refused("MovePid", func() error { return second(c.V0("MovePid", "pids", name, p.PID)) })
 			w.refused("MovePidAbs", func() error { return second(c.V0("MovePidAbs", "pids", name, p.PID)) })
 			w.refused("Move", func() error { return second(c.V1("Move", name, uint32(p.PID))) })

@@ -18,14 +18,17 @@ import (
 // Container root names a host process in its credentials: one that entered the
 // container's pid namespace and so has a number there (nsenter, lxc-attach).
 // The kernel lets it. The host process has rights over the cgroup "host".
-func TestKernelImpostorSetns(t *testing.T) {
+func TestKernelImpostorSetns(t *testing.T) { impostorSetns(t, newWorld) }
+
+func impostorSetns(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	b := w.box("c1")
-	w.Make("c1/mine", b.HostUID, b.HostGID)
+	w.Make("c1/mine", w.uid(b.Proc), w.gid(b.Proc))
 	w.Make("host", 0, 0)
 	w.Make("host/sub", 0, 0)
-	w.Make("theirs", b.HostUID, b.HostGID)
-	w.Make("theirs/sub", b.HostUID, b.HostGID)
+	w.Make("theirs", w.uid(b.Proc), w.gid(b.Proc))
+	w.Make("theirs/sub", w.uid(b.Proc), w.gid(b.Proc))
 	for name, entered := range map[string]struct {
 		uid uint32
 		cg  string
@@ -41,8 +44,8 @@ func TestKernelImpostorSetns(t *testing.T) {
 			u := b.user(1000)
 			w := w.sub(t)
 			w.watch = []*harness.Proc{h, u}
-			forged := harness.Cred{PID: h.NSpid()[1], UID: 0, GID: 0}
-			c := b.MustDial(w.d.Sock)
+			forged := harness.Cred{PID: h.NSpid()[b.level()], UID: 0, GID: 0}
+			c := b.MustDial(w.sock())
 			defer c.Close()
 			// The connection is good; the credential makes the difference.
 			want(t, "an honest call", asker{t, c}.v1("ListChildren", "")[0], []string{"mine"})
@@ -104,12 +107,15 @@ func TestKernelImpostorSetns(t *testing.T) {
 // A task is moved sideways out of a cgroup in which somebody else froze it.
 // The version 1 kernel allows it to whoever owns the destination; clause 4
 // does not.
-func TestKernelImpostorSideways(t *testing.T) {
+func TestKernelImpostorSideways(t *testing.T) { impostorSideways(t, newWorld) }
+
+func impostorSideways(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	freezer := harness.Find(t, "freezer")
 	// Somebody else owns the yard; "mine" is the requestor's, "jail" is not.
 	attacks := func(w *world, jail string, r, v *harness.Proc, pidIn func(*harness.Proc) harness.Cred) {
 		w.Write(freezer, jail, "freezer.state", "FROZEN")
-		c := r.MustDial(w.d.Sock)
+		c := r.MustDial(w.sock())
 		defer c.Close()
 		fd := r.PidFD(int(pidIn(v).PID))
 		pid := pidIn(v).PID
@@ -151,7 +157,7 @@ func TestKernelImpostorSideways(t *testing.T) {
 		// The yard in which it may: going down, and sideways below what it
 		// owns.
 		w.Place(v, "yard")
-		c := r.MustDial(w.d.Sock)
+		c := r.MustDial(w.sock())
 		defer c.Close()
 		a := asker{t, c}
 		a.v1("Create", "mine/a", []string{}, map[string]string{})
@@ -170,7 +176,7 @@ func TestKernelImpostorSideways(t *testing.T) {
 		w.PlaceIn(v, "yard/jail", freezer)
 		w.watch = []*harness.Proc{v}
 		w.Write(freezer, "yard/jail", "freezer.state", "FROZEN")
-		c := r.MustDial(w.d.Sock)
+		c := r.MustDial(w.sock())
 		defer c.Close()
 		w.refused("Move", func() error { return second(c.V1("Move", "mine", uint32(v.PID))) })
 		w.harmless("MovePid all", func() error { return second(c.V0("MovePid", "all", "mine", v.PID)) })
@@ -185,7 +191,7 @@ func TestKernelImpostorSideways(t *testing.T) {
 		w.Make("yard/mm", 0, 0)
 		r, v := w.host(1000, "yard/m"), w.host(1000, "yard/mm")
 		w.watch = []*harness.Proc{v}
-		c := r.MustDial(w.d.Sock)
+		c := r.MustDial(w.sock())
 		defer c.Close()
 		w.refused("Move", func() error { return second(c.V1("Move", "mine", uint32(v.PID))) })
 		w.refused("MovePid", func() error { return second(c.V0("MovePid", "memory", "mine", v.PID)) })
@@ -195,8 +201,8 @@ func TestKernelImpostorSideways(t *testing.T) {
 		w := newWorld(t)
 		b := w.box("c1")
 		r, v := b.user(1000), b.user(1000)
-		w.Make("c1/mine", r.HostUID, r.HostGID)
-		w.Make("c1/jail", b.HostUID, b.HostGID)
+		w.Make("c1/mine", w.uid(r), w.gid(r))
+		w.Make("c1/jail", w.uid(b.Proc), w.gid(b.Proc))
 		w.Place(v, "c1/jail")
 		w.watch = []*harness.Proc{v}
 		attacks(w, "c1/jail", r, v, b.sees)
@@ -205,7 +211,7 @@ func TestKernelImpostorSideways(t *testing.T) {
 		w := newWorld(t)
 		b := w.box("c1")
 		w.Own("c1", 0, 0)
-		w.Make("c1/mine", b.HostUID, b.HostGID)
+		w.Make("c1/mine", w.uid(b.Proc), w.gid(b.Proc))
 		w.Make("c1/jail", 0, 0)
 		v := b.user(1000)
 		w.Place(v, "c1/jail")
@@ -216,14 +222,17 @@ func TestKernelImpostorSideways(t *testing.T) {
 
 // A service's socket is passed as the side channel. What the daemon wrote
 // there would carry its credentials, those of root: it must not write.
-func TestKernelImpostorSideChannel(t *testing.T) {
+func TestKernelImpostorSideChannel(t *testing.T) { impostorSideChannel(t, newWorld) }
+
+func impostorSideChannel(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("yard", 1000, 1000)
 	r := w.host(1000, "yard")
 	root := w.host(0, ".")
-	c := r.MustDial(w.d.Sock)
+	c := r.MustDial(w.sock())
 	defer c.Close()
-	dir := harness.PublicDir(t)
+	dir := w.dir()
 
 	// A datagram service of root's, by path and by abstract name.
 	type service struct {
@@ -266,7 +275,7 @@ func TestKernelImpostorSideChannel(t *testing.T) {
 		"unconnected":                   socket(unix.SOCK_DGRAM),
 		"stream connected to a service": connected(unix.SOCK_STREAM, filepath.Join(dir, "stream")),
 		"seqpacket connected":           connected(unix.SOCK_SEQPACKET, filepath.Join(dir, "seq")),
-		"the daemon's own socket":       connected(unix.SOCK_STREAM, w.d.Sock),
+		"the daemon's own socket":       connected(unix.SOCK_STREAM, w.sock()),
 		"a pidfd":                       r.PidFD(int(r.PID)),
 	}
 	accepted := root.Accept(stream)
@@ -330,7 +339,10 @@ func TestKernelImpostorSideChannel(t *testing.T) {
 // A second process outside the jail plays the proxy, or is the one that the
 // jailed process says it acts for. Neither has, by itself, the right to let
 // the jailed one out.
-func TestKernelImpostorProxyOutside(t *testing.T) {
+func TestKernelImpostorProxyOutside(t *testing.T) { impostorProxyOutside(t, newWorld) }
+
+func impostorProxyOutside(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	t.Run("host user", func(t *testing.T) {
 		w := newWorld(t)
 		w.Make("yard", 0, 0)
@@ -345,7 +357,7 @@ func TestKernelImpostorProxyOutside(t *testing.T) {
 	t.Run("container and host", func(t *testing.T) {
 		w := newWorld(t)
 		b := w.box("c1")
-		w.Make("c1/mine", b.HostUID, b.HostGID)
+		w.Make("c1/mine", w.uid(b.Proc), w.gid(b.Proc))
 		w.Make("outside", 0, 0)
 		w.Make("outside/mine", 1000, 1000)
 		v := b.user(1000)
@@ -354,11 +366,11 @@ func TestKernelImpostorProxyOutside(t *testing.T) {
 	t.Run("container and the same id outside", func(t *testing.T) {
 		w := newWorld(t)
 		b := w.box("c1")
-		w.Make("c1/mine", b.HostUID, b.HostGID)
-		w.Make("outside", b.HostUID, b.HostGID)
-		w.Make("outside/mine", b.HostUID, b.HostGID)
+		w.Make("c1/mine", w.uid(b.Proc), w.gid(b.Proc))
+		w.Make("outside", w.uid(b.Proc), w.gid(b.Proc))
+		w.Make("outside/mine", w.uid(b.Proc), w.gid(b.Proc))
 		v := b.user(1000)
-		proxyOutside(w, b.Proc, w.host(b.HostUID, "outside"), v)
+		proxyOutside(w, b.Proc, w.host(w.uid(b.Proc), "outside"), v)
 	})
 }
 
@@ -369,7 +381,7 @@ func proxyOutside(w *world, in, out, v *harness.Proc) {
 	w.Helper()
 	w.watch = []*harness.Proc{in, out, v}
 	defer func() { w.watch = nil }()
-	cin, cout := in.MustDial(w.d.Sock), out.MustDial(w.d.Sock)
+	cin, cout := in.MustDial(w.sock()), out.MustDial(w.sock())
 	defer cin.Close()
 	defer cout.Close()
 
@@ -405,7 +417,7 @@ func proxyOutside(w *world, in, out, v *harness.Proc) {
 
 	// out sends the call itself over in's connection, and the other way round.
 	over := cin.Give(out)
-	pid := func(p *harness.Proc) uint32 { return uint32(p.HostPID) }
+	pid := func(p *harness.Proc) uint32 { return uint32(p.NSpid()[w.depth()]) }
 	for _, who := range []*harness.Proc{in, v} {
 		w.refused("outside sender over the jailed one's connection", func() error {
 			return second(over.V1("Move", "mine", pid(who)))

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -265,13 +266,13 @@ func scmCalls(w *world, p, b *box) {
 			return second(c.Scm("MovePidAbsScm", for2, "memory", "/../.."))
 		})
 	} else {
-		// Root inside may leave its cgroup, up to the proxy's (clause 9).
-		want(t, "MovePidAbsScm", scm("MovePidAbsScm", for2, "all", "/"), "1")
-		want(t, "the victim", w.in(u), p.cg)
+		// A proxy of another container lets root inside out of nothing (clause 9).
+		w.refused("MovePidAbsScm", func() error {
+			return second(c.Scm("MovePidAbsScm", for2, "memory", "/"))
+		})
 		w.refused("MovePidAbsScm above the proxy", func() error {
 			return second(c.Scm("MovePidAbsScm", for2, "memory", "/.."))
 		})
-		w.Place(u, web)
 	}
 	want(t, "RemoveOnEmptyScm", scm("RemoveOnEmptyScm", for1, "all", "web"), "1")
 	if !w.Exists(memory, web) {
@@ -292,7 +293,10 @@ func scmCalls(w *world, p, b *box) {
 
 // The uid 1000 of a container is not the uid 1000 of the host, nor that of the
 // container around.
-func TestKernelNamespacesUIDs(t *testing.T) {
+func TestKernelNamespacesUIDs(t *testing.T) { foreignUIDs(t, newWorld) }
+
+func foreignUIDs(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	memory := harness.Find(t, "memory")
 	outer := w.box("c1")
@@ -304,13 +308,13 @@ func TestKernelNamespacesUIDs(t *testing.T) {
 
 	// One cgroup each in the same container, all next to each other.
 	for name, p := range map[string]*harness.Proc{"inside": inside, "outside": outside, "between": between} {
-		w.Make(inner.cg+"/"+name, p.HostUID, p.HostGID)
+		w.Make(inner.cg+"/"+name, w.uid(p), w.gid(p))
 	}
 	for name, p := range map[string]*harness.Proc{"inside": inside, "outside": outside, "between": between} {
-		c := p.MustDial(w.d.Sock)
+		c := p.MustDial(w.sock())
 		a := asker{t, c}
 		a.v1("Create", name+"/own", []string{"memory"}, map[string]string{"memory.limit": "1M"})
-		want(t, name+": owner", w.owner(memory, inner.cg+"/"+name+"/own", ""), fmt.Sprintf("%d:%d", p.HostUID, p.HostGID))
+		want(t, name+": owner", w.owner(memory, inner.cg+"/"+name+"/own", ""), fmt.Sprintf("%d:%d", w.uid(p), w.gid(p)))
 		for _, other := range []string{"inside", "outside", "between"} {
 			if other == name {
 				continue
@@ -328,7 +332,7 @@ func TestKernelNamespacesUIDs(t *testing.T) {
 		c.Close()
 	}
 	// Root of the inner container has nothing over an owner it does not map.
-	c := inner.MustDial(w.d.Sock)
+	c := inner.MustDial(w.sock())
 	defer c.Close()
 	for _, other := range []string{"outside", "between"} {
 		w.refused("root creates in that of "+other, func() error {
@@ -345,7 +349,10 @@ func TestKernelNamespacesUIDs(t *testing.T) {
 }
 
 // The rights of whoever connected do not go with the socket.
-func TestKernelNamespacesPassedSocket(t *testing.T) {
+func TestKernelNamespacesPassedSocket(t *testing.T) { passedSocket(t, newWorld) }
+
+func passedSocket(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("plain", 0, 0)
 	w.Make("jail", 0, 0)
@@ -358,11 +365,18 @@ func TestKernelNamespacesPassedSocket(t *testing.T) {
 	w.Make("c1/hosts/target", 0, 0)
 
 	// Root itself may do all of it.
-	c := root.MustDial(w.d.Sock)
+	pids := harness.Find(t, "pids")
+	for _, cg := range []string{"jail", "jail/hosts/target", "c1/hosts/target"} {
+		if err := os.Chown(w.Dir(pids, cg)+"/pids.max", int(w.first()), int(w.first())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := root.MustDial(w.sock())
+	defer c.Close()
 	own := asker{t, c}
 	own.v1("SetValue", "jail", map[string]string{"pids.limit": "400"})
-	own.v0("MovePidAbs", "memory", w.Path("plain"), root.PID)
-	own.v0("MovePidAbs", "memory", w.Base, root.PID)
+	own.v0("MovePidAbs", "memory", w.abs("plain"), root.PID)
+	own.v0("MovePidAbs", "memory", w.abs(""), root.PID)
 
 	for name, p := range map[string]*harness.Proc{"user": user, "container": b.Proc} {
 		passed := c.Give(p)
@@ -374,7 +388,7 @@ func TestKernelNamespacesPassedSocket(t *testing.T) {
 				return second(passed.V1("SetValue", "hosts/target", map[string]string{"pids.limit": "max"}))
 			},
 			"leaving":               func() error { return second(passed.V0("MovePidAbs", "memory", "/", p.PID)) },
-			"leaving for the plain": func() error { return second(passed.V0("MovePidAbs", "memory", w.Path("plain"), p.PID)) },
+			"leaving for the plain": func() error { return second(passed.V0("MovePidAbs", "memory", w.abs("plain"), p.PID)) },
 			"creating in the host's": func() error {
 				return second(passed.V1("Create", "hosts/target/x", []string{}, map[string]string{}))
 			},
@@ -385,7 +399,7 @@ func TestKernelNamespacesPassedSocket(t *testing.T) {
 				return second(passed.V1("Chown", "hosts/target", p.UID, p.GID))
 			},
 			"a task of root's": func() error {
-				return second(passed.V1("Move", "", uint32(root.HostPID)))
+				return second(passed.V1("Move", "", uint32(root.PID)))
 			},
 			"an *Scm call": func() error {
 				return second(passed.Scm("CreateScm", []harness.Cred{p.Cred}, "memory", "hosts/target/x"))
@@ -398,7 +412,7 @@ func TestKernelNamespacesPassedSocket(t *testing.T) {
 
 	// The other way round: root sends over a user's connection, and gets no
 	// more than the user.
-	uc := user.MustDial(w.d.Sock)
+	uc := user.MustDial(w.sock())
 	w.refused("root over a user's connection", func() error {
 		byRoot := uc.Give(root)
 		defer byRoot.Close()
@@ -408,7 +422,7 @@ func TestKernelNamespacesPassedSocket(t *testing.T) {
 
 	// Whoever connected is dead: nobody can be judged in its place.
 	dead := w.host(0, ".")
-	left := dead.MustDial(w.d.Sock).Give(b.Proc)
+	left := dead.MustDial(w.sock()).Give(b.Proc)
 	dead.Stop()
 	w.refused("over a dead process's connection", func() error {
 		return second(left.V1("Create", "x", []string{}, map[string]string{}))
@@ -489,18 +503,21 @@ func TestKernelNamespacesNotPlaced(t *testing.T) {
 }
 
 // A process in a user namespace without a map is nobody.
-func TestKernelNamespacesUnmapped(t *testing.T) {
+func TestKernelNamespacesUnmapped(t *testing.T) { unmapped(t, newWorld) }
+
+func unmapped(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("c1", 0, 0)
 	w.Make("c1/sub", 0, 0)
 	// To the kernel it still is uid 0 of the host.
-	p := harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, KeepIDs: true, SysAdmin: true})
-	want(t, "its uid on the host", p.HostUID, uint32(0))
+	p := w.start(harness.Spec{UserNS: true, PIDNS: true, KeepIDs: true, SysAdmin: true})
+	want(t, "its uid outside", w.uid(p), uint32(0))
 	want(t, "its uid inside", p.UID, uint32(65534))
 	w.Place(p, "c1")
-	c, err := p.DialAs(w.d.Sock, "") // it cannot name an identity
+	c, err := p.DialAs(w.sock(), "") // it cannot name an identity
 	if err != nil {
-		c, err = dialEmpty(p, w.d.Sock)
+		c, err = dialEmpty(p, w.sock())
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -524,13 +541,16 @@ func dialEmpty(p *harness.Proc, sock string) (*harness.Conn, error) {
 
 // The root of a container without a user namespace is uid 0, and still not the
 // host's root.
-func TestKernelNamespacesPrivilegedContainer(t *testing.T) {
+func TestKernelNamespacesPrivilegedContainer(t *testing.T) { privilegedContainer(t, newWorld) }
+
+func privilegedContainer(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("plain", 0, 0)
-	p := harness.Start(t, harness.Spec{PIDNS: true})
+	p := w.start(harness.Spec{PIDNS: true})
 	b := w.placed(p, "c1")
-	want(t, "its uid", b.HostUID, uint32(0))
-	c := b.MustDial(w.d.Sock)
+	want(t, "its uid", w.uid(b.Proc), uint32(0))
+	c := b.MustDial(w.sock())
 	defer c.Close()
 	a := asker{t, c}
 	a.v1("Create", "web", []string{}, map[string]string{"pids.limit": "9"})
@@ -540,8 +560,8 @@ func TestKernelNamespacesPrivilegedContainer(t *testing.T) {
 	w.refusedAll(map[string]func() error{
 		"its own limit":     func() error { return second(c.V1("SetValue", "", map[string]string{"pids.limit": "max"})) },
 		"leaving":           func() error { return second(c.V0("MovePidAbs", "memory", "/", p.PID)) },
-		"leaving for plain": func() error { return second(c.V0("MovePidAbs", "memory", w.Path("plain"), p.PID)) },
-		"absolute name":     func() error { return second(c.V0("GetValue", "memory", w.Path("plain"), "memory.limit_in_bytes")) },
+		"leaving for plain": func() error { return second(c.V0("MovePidAbs", "memory", w.abs("plain"), p.PID)) },
+		"absolute name":     func() error { return second(c.V0("GetValue", "memory", w.abs("plain"), "memory.limit_in_bytes")) },
 		"a host pid":        func() error { return second(c.V1("Move", "web", uint32(w.d.PID))) },
 		"oom control": func() error {
 			return second(c.V0("SetValue", "memory", "web", "memory.oom_control", "1"))

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -39,25 +40,36 @@ func rounds(t *testing.T, n int, f func(round int)) {
 	}
 }
 
+// pausable is who can be stopped wherever it is.
+type pausable interface {
+	Pause() error
+	Resume() error
+}
+
 // race makes a request and, at a random moment of its first while, lets the
-// rival do something. Every second time the daemon is stopped meanwhile,
-// wherever it is, so that the rival comes in between for sure.
+// rival do something. Every second time the daemon, or a proxy on the way to it,
+// is stopped meanwhile, wherever it is, so that the rival comes in between for sure.
 func (w *world) race(while time.Duration, request, rival func() error) error {
 	w.Helper()
 	jitter := time.Duration(rand.Int64N(int64(while)))
-	paused := rand.IntN(2) == 0
+	var paused pausable // nothing, or one of those through whom the request goes
+	if i := rand.IntN(2 * (1 + len(w.proxies))); i == 0 {
+		paused = w.d
+	} else if i <= len(w.proxies) {
+		paused = w.proxies[i-1]
+	}
 	res := make(chan error)
 	go func() {
 		spin(jitter)
-		if !paused {
+		if paused == nil {
 			res <- rival()
 			return
 		}
-		err := w.d.Pause()
+		err := paused.Pause()
 		if err == nil {
 			err = rival()
 		}
-		res <- errors.Join(err, w.d.Resume())
+		res <- errors.Join(err, paused.Resume())
 	}()
 	err := request()
 	if err := <-res; err != nil {
@@ -155,14 +167,15 @@ func TestKernelRacePIDReuse(t *testing.T) {
 	harness.Require(t, "cc")
 	// In a container the number that the requestor wrote is reused, which the
 	// daemon has to translate; on the host, that by which the daemon knows it.
-	t.Run("container", func(t *testing.T) { pidReuse(t, true) })
-	t.Run("host", func(t *testing.T) { pidReuse(t, false) })
+	t.Run("container", func(t *testing.T) { pidReuse(t, newWorld, true) })
+	t.Run("host", func(t *testing.T) { pidReuse(t, newWorld, false) })
 }
 
-func pidReuse(t *testing.T, container bool) {
+func pidReuse(t *testing.T, newWorld func(*testing.T) *world, container bool) {
+	t.Helper()
 	w := newWorld(t)
 	victim := harness.Program(t, "testdata/victim.c", 0o755)
-	b := w.placed(harness.Start(t, harness.Spec{PIDNS: container}), "c1")
+	b := w.placed(w.start(harness.Spec{PIDNS: container}), "c1")
 	w.Make("c1/dst", 1000, 1000)
 	r := b.user(1000)
 	c := r.MustDial(w.d.Sock)
@@ -256,10 +269,11 @@ func nothing(int) error { return nil }
 func hostPID(t *testing.T, b *box, pid int) int {
 	t.Helper()
 	h := harness.Find(t, "pids")
+	nspid := regexp.MustCompile(`(?m)^NSpid:.*\t(\d+)$`)
 	for _, cg := range []string{b.cg, b.cg + "/dst"} {
 		for f := range strings.FieldsSeq(b.w.Read(h, cg, "cgroup.procs")) {
 			st, err := os.ReadFile(filepath.Join("/proc", f, "status"))
-			if err == nil && strings.Contains(string(st), fmt.Sprintf("\nNSpid:\t%s\t%d\n", f, pid)) {
+			if err == nil && nspid.FindStringSubmatch(string(st))[1] == fmt.Sprint(pid) {
 				var n int
 				_, _ = fmt.Sscan(f, &n)
 				return n
@@ -271,13 +285,16 @@ func hostPID(t *testing.T, b *box, pid int) int {
 
 // A cgroup is renamed, or removed, and another owner's takes its name while
 // requests about it are on their way: that one must not be touched.
-func TestKernelRaceReplacedCgroup(t *testing.T) {
+func TestKernelRaceReplacedCgroup(t *testing.T) { replacedCgroup(t, newWorld) }
+
+func replacedCgroup(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	pids := harness.Find(t, "pids")
 	w.Make("yard", 0, 0)
 	r, v, other := w.host(1000, "yard"), w.host(1000, "yard"), w.host(1001, "yard")
 	w.watch = []*harness.Proc{r, v, other}
-	c := r.MustDial(w.d.Sock)
+	c := r.MustDial(w.sock())
 	defer c.Close()
 	dir := w.Dir(pids, "yard")
 	at := func(name string) string { return filepath.Join(dir, name) }
@@ -304,7 +321,7 @@ func TestKernelRaceReplacedCgroup(t *testing.T) {
 	outcome := map[bool]int{}
 	rounds(t, 1000, func(round int) {
 		w.MakeIn("yard/a", 1000, 1000, pids)
-		must(os.Chown(filepath.Join(at("a"), "pids.max"), 1000, 1000))
+		must(os.Chown(filepath.Join(at("a"), "pids.max"), int(w.first()+1000), int(w.first()+1000)))
 		request := requests[round%len(requests)]
 		bystander := round%len(requests) == len(requests)-1
 		replaced := true
@@ -366,7 +383,10 @@ func TestKernelRaceReplacedCgroup(t *testing.T) {
 
 // The host moves the requestor between two calls: the next call is confined to
 // the new cgroup.
-func TestKernelRaceMovedRequestor(t *testing.T) {
+func TestKernelRaceMovedRequestor(t *testing.T) { movedRequestor(t, newWorld) }
+
+func movedRequestor(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	pids := harness.Find(t, "pids")
 	for _, cg := range []string{"x", "y", "jail"} {
@@ -374,7 +394,7 @@ func TestKernelRaceMovedRequestor(t *testing.T) {
 	}
 	w.Own("jail", 0, 0)
 	r := w.host(1000, "x")
-	c := r.MustDial(w.d.Sock)
+	c := r.MustDial(w.sock())
 	defer c.Close()
 	in := func(cg, name string) bool { return w.Exists(pids, cg+"/"+name) }
 	rounds(t, 1000, func(round int) {
@@ -549,20 +569,23 @@ func running(t *testing.T, procs string) string {
 // The attacker turns its own pair to a service between the daemon's look at
 // it and its writing. The service may get bytes then: as the attacker's, who
 // could have sent them there itself, and never as those of root.
-func TestKernelRaceTurnedSideChannel(t *testing.T) {
+func TestKernelRaceTurnedSideChannel(t *testing.T) { turnedSideChannel(t, newWorld) }
+
+func turnedSideChannel(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	w.Make("yard", 1000, 1000)
 	r := w.host(1000, "yard")
 	turner := w.host(1000, "yard")
 	root := w.host(0, ".")
-	path := filepath.Join(harness.PublicDir(t), "service")
+	path := filepath.Join(w.dir(), "service")
 	fd := root.Socket(unix.SOCK_DGRAM)
 	root.PassCred(fd)
 	root.Bind(fd, path)
 	if err := unix.Chmod(path, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	c := r.MustDial(w.d.Sock)
+	c := r.MustDial(w.sock())
 	defer c.Close()
 	answers := map[string]int{}
 	drain := func(wait time.Duration) {

@@ -32,10 +32,10 @@ mkdir /run/cgmanager /run/host
 mount --bind /mnt/host /run/host
 mount --bind /mnt/run /run/cgmanager
 mount -o remount,bind,ro /run/cgmanager
+mount -t tmpfs cgroup /sys/fs/cgroup
 if [ "$3" = unified ]; then
 	mount -t cgroup2 cgroup /sys/fs/cgroup
 else
-	mount -t tmpfs cgroup /sys/fs/cgroup
 	chmod 755 /sys/fs/cgroup
 	mkdir /sys/fs/cgroup/cgmanager
 	mount --bind /mnt/run /sys/fs/cgroup/cgmanager

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -29,6 +30,8 @@ type world struct {
 	watch []*harness.Proc
 	// around is the container in which all of it takes place, nil on the host.
 	around *box
+	// proxies are those around, from the outside inwards.
+	proxies []*proxied
 }
 
 func newWorld(t *testing.T) *world {
@@ -41,12 +44,13 @@ func newWorld(t *testing.T) *world {
 // sock is the socket that clients use.
 func (w *world) sock() string { return cmp.Or(w.via, w.d.Sock) }
 
-// within is the world in a container of w, where clients use another socket. Its
+// within is the world in a container of w, where clients use a proxy. Its
 // ids are those of the container, its tree is what is below the container's
 // cgroup, and its hosts are the container's processes.
-func (w *world) within(b *box, sock string) *world {
+func (w *world) within(b *box, x *proxied) *world {
 	s := *w
-	s.Tree, s.around, s.via = w.Part(b.cg, b.first), b, sock
+	s.Tree, s.around, s.via = w.Part(b.cg, b.first), b, x.sock
+	s.proxies = append(slices.Clip(w.proxies), x)
 	return &s
 }
 
@@ -75,8 +79,15 @@ func (w *world) abs(cg string) string {
 	return "/" + cg
 }
 
-// sees returns p's number where the world is.
-func (w *world) sees(p *harness.Proc) int32 { return p.NSpid()[w.depth()] }
+// dir makes a directory of the world's root, as harness.PublicDir does.
+func (w *world) dir() string {
+	w.Helper()
+	dir := harness.PublicDir(w.T)
+	if err := os.Chown(dir, int(w.first()), int(w.first())); err != nil {
+		w.Fatal(err)
+	}
+	return dir
+}
 
 // refused is Tree.Refused for this test, and looks after the watched
 // processes too.
@@ -308,14 +319,13 @@ func (w *world) owner(h harness.Hierarchy, cg, file string) string {
 	return fmt.Sprintf("%d:%d", st.Uid-w.first(), st.Gid-w.first())
 }
 
-// eventually waits up to five seconds for a condition.
+// eventually waits up to five seconds, longer on a busy machine, for a condition.
 func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for range 1000 {
+	for end := time.Now().Add(cgtest.Patience(5 * time.Second)); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if cond() {
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	t.Errorf("%s: not within 5 s", what)
 }

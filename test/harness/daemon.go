@@ -113,12 +113,15 @@ func (d *Daemon) FDs() int { return d.count("fd") }
 
 // Pause stops the daemon wherever it is, so that what races with it wins;
 // Resume lets it go on.
-func (d *Daemon) Pause() error {
-	if err := d.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+func (d *Daemon) Pause() error { return Pause(d.PID) }
+
+// Pause stops a process of the test's and waits until it is.
+func Pause(pid int) error {
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		return err
 	}
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
-		b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(d.PID), "stat"))
+		b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
 		if err != nil {
 			return err
 		}
@@ -126,7 +129,7 @@ func (d *Daemon) Pause() error {
 			return nil
 		}
 	}
-	return errors.New("the daemon does not stop")
+	return fmt.Errorf("process %d does not stop", pid)
 }
 
 // Resume lets a paused daemon go on.
