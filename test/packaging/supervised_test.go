@@ -60,7 +60,7 @@ func passedOn(t *testing.T, command string, done func(pid string) bool) int {
 
 // TestKernelOpenRC runs the service under OpenRC's own programs.
 func TestKernelOpenRC(t *testing.T) {
-	harness.Require(t, "root", "vm")
+	harness.Require(t, "root", "vm", "unified") // one layout is enough
 	unpack(t, "openrc", "librc1", "libeinfo1", "insserv")
 	initFiles(t, "openrc")
 	sh(t, "cd /run && mkdir openrc && cd openrc && mkdir daemons exclusive failed hotplugged inactive options scheduled started starting stopping wasinactive && touch softlevel")
@@ -100,7 +100,7 @@ func TestKernelOpenRC(t *testing.T) {
 
 // TestKernelRunit runs the service under runit's own programs.
 func TestKernelRunit(t *testing.T) {
-	harness.Require(t, "root", "vm")
+	harness.Require(t, "root", "vm", "unified") // one layout is enough
 	unpack(t, "runit")
 	initFiles(t, "runit")
 	dir := t.TempDir()
