@@ -154,6 +154,19 @@ func user(t testing.TB, before string) *Site {
 	}
 }
 
+// Login returns the site of the user u1 after a login, in the cgroup name, which root
+// has made for it.
+func (s *Site) Login(t testing.TB, name string) *Site {
+	t.Helper()
+	return &Site{
+		Dir:   "/home/u1",
+		idmap: IDMap(100000, 65536),
+		command: func(ctx context.Context, script string) *exec.Cmd {
+			return exec.CommandContext(ctx, "sh", "-c", `cgm movepid all "$0" $$ && exec su - u1 -c "$1"`, name, script)
+		},
+	}
+}
+
 // Stranger returns the site of uid 1000 of the host where nobody has given it a
 // cgroup.
 func (s *Site) Stranger(t testing.TB) *Site {
@@ -241,6 +254,7 @@ lxc.net.0.type = empty
 lxc.mount.auto = cgroup:rw:force
 lxc.mount.entry = /usr usr none bind,ro 0 0
 lxc.mount.entry = tmpfs tmp tmpfs mode=1777 0 0
+lxc.mount.entry = tmpfs var tmpfs mode=0755 0 0
 lxc.init.cmd = /init
 %s
 `
@@ -264,6 +278,8 @@ mkdir usr etc proc sys dev run tmp root var mnt
 for d in bin sbin lib lib64; do ln -s usr/$d $d; done
 echo root:x:0:0::/root:/bin/sh >etc/passwd
 echo root:x:0: >etc/group
+mkdir etc/lxc
+printf 'lxc.net.0.type = empty\nlxc.apparmor.profile = unconfined\n' >etc/lxc/default.conf
 echo root:0:65536 | tee etc/subuid >etc/subgid
 cat >init <<'END'
 #!/bin/sh
