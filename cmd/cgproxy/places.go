@@ -229,6 +229,11 @@ func bindAside(p place, undo *[]func() error) (done bool, err error) {
 		if err := unix.Mount(p.dir, p.aside, "", unix.MS_BIND, ""); err != nil {
 			return false, errors.Join(&os.PathError{Op: "mount on", Path: p.aside, Err: err}, os.Remove(p.aside))
 		}
+		// What covers the place would cover this as well where mounts are shared,
+		// and the proxy would ask itself.
+		if err := unix.Mount("", p.aside, "", unix.MS_PRIVATE, ""); err != nil {
+			return false, errors.Join(&os.PathError{Op: "make private", Path: p.aside, Err: err}, unmount(p.aside), os.Remove(p.aside))
+		}
 	}
 	*undo = append(*undo, func() error {
 		if err := unmount(p.aside); err != nil {

@@ -466,13 +466,21 @@ func TestKernelProxyLeaks(t *testing.T) {
 	}
 }
 
-// The usual places: taken aside, served, used again after a kill, put back.
+// The usual places: taken aside, served, used again after a kill, put back; also
+// where mounts on one place appear at others, as in the containers of LXC.
 func TestKernelProxyPlaces(t *testing.T) {
+	for _, propagation := range []string{"private", "shared"} {
+		t.Run(propagation, func(t *testing.T) { testPlaces(t, propagation) })
+	}
+}
+
+func testPlaces(t *testing.T, propagation string) {
 	w := newWorld(t)
 	b := w.box("c1")
 	d := filepath.Dir(w.d.Sock)
 	script := `
 set -e
+mount --make-r` + propagation + ` /
 mount -t tmpfs none /run
 mkdir /run/cgmanager
 mount --bind ` + d + ` /run/cgmanager
