@@ -57,18 +57,19 @@ func TestKernelLXCGuide(t *testing.T) {
 	}
 	for i, b := range blocks {
 		who, script := b[1], regexp.MustCompile(`(?m)^    `).ReplaceAllString(b[2], "")
-		site := host
+		site, stop := host, func() {}
 		switch who {
 		case "root", "root: shell of u1":
 		case "user":
 			site = user
 		case "inside":
 			outer := user.In(t, "outer").Start(t, lxc.Config{Name: "outer", Limits: []string{"memory.limit=80M"}})
-			site = &outer.Site
+			site, stop = &outer.Site, func() { outer.Stop(t) }
 		default:
 			t.Fatalf("who is %q?", who)
 		}
 		out := site.Do(t, "set -e\n"+script)
+		stop()
 		for _, w := range want[i] {
 			if !strings.Contains(out, w) {
 				t.Errorf("block %d does not print %q:\n%s\n%s", i+1, w, script, out)
