@@ -591,7 +591,7 @@ func TestKernelProxyBadInput(t *testing.T) {
 	t.Run("on the host", func(t *testing.T) {
 		p := harness.Start(t, harness.Spec{})
 		out, code := p.Exec(nil, "unshare", "-m", "sh", "-c", "mount -t tmpfs none /run; mkdir /run/cgmanager; mount --bind "+
-			filepath.Dir(w.d.Sock)+" /run/cgmanager; mount -t tmpfs none /sys/fs/cgroup; "+harness.Binary(t, "cgproxy"))
+			filepath.Dir(w.d.Sock)+" /run/cgmanager; mount -t tmpfs none /sys/fs/cgroup; exec timeout 5 "+harness.Binary(t, "cgproxy"))
 		if code != 1 || !strings.Contains(out, "here nobody needs a proxy") {
 			t.Errorf("exit %d: %s", code, out)
 		}
