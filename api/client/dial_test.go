@@ -232,7 +232,7 @@ func TestGone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer cl.Close()
+			defer func() { _ = cl.Close() }()
 			<-left
 			err = cl.Kill(t.Context(), "x")
 			if gone, ok := errors.AsType[*GoneError](err); !ok || gone.NotSent != c.notSent {

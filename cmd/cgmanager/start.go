@@ -304,7 +304,7 @@ func lock(dir string, wait time.Duration) (unlock func(), err error) {
 			time.Sleep(2 * time.Millisecond)
 			continue
 		case !server.Defunct(pid):
-			return nil, fmt.Errorf("another cgmanager is running (it holds the lock in %s; hint: --replace takes its place, or end it first)", dir)
+			return nil, fmt.Errorf("another cgmanager is running (it holds the lock in %s; hint: --replace takes its place; where it does not answer, end it)", dir)
 		}
 		// The kernel cannot end the last of it, nor let go of its lock.
 		if err := os.Remove(name); err != nil {

@@ -13,8 +13,10 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
@@ -62,6 +64,7 @@ func Prepare() {
 	}
 	syscall.Umask(0o022) // modes of cgroups and sockets do not depend on who started us
 	if InBackground() {
+		awaitInit()
 		// By this name service managers know it again. It is "exe" by how it
 		// was started.
 		_ = os.WriteFile("/proc/self/comm", []byte(filepath.Base(os.Args[0])), 0)
@@ -143,42 +146,69 @@ func Ready(background, sigstop bool, listeners []*server.Listener, log *logrus.L
 	}
 }
 
-// backgroundEnv tells the process in the background what it is; readyFD is
-// where it says that it serves.
+// backgroundEnv tells a process what it is: betweenProgram is the one that ends once
+// it has started the one in the background, which it tells its own number. So that
+// one is a child of init's, which a service manager can wait for. readyFD is where
+// it says that it serves.
 const (
-	backgroundEnv = "CGMANAGER_BACKGROUND"
-	readyFD       = 3
+	backgroundEnv  = "CGMANAGER_BACKGROUND"
+	betweenProgram = "between"
+	readyFD        = 3
 )
 
 // Background starts the program again in a session of its own and waits until
 // it serves, or has failed.
 func Background(stderr io.Writer) int {
-	fail := func(err error) int {
-		fmt.Fprintf(stderr, "%s: going to the background: %v\n", filepath.Base(os.Args[0]), err)
-		return ExitFailure
+	if os.Getenv(backgroundEnv) == betweenProgram {
+		if err := again(strconv.Itoa(os.Getpid()), os.NewFile(readyFD, "ready")).Start(); err != nil {
+			return inBackground(stderr, err)
+		}
+		return ExitOK
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return fail(err)
+		return inBackground(stderr, err)
 	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
-	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = []*os.File{w}
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fail(err)
+	if err := again(betweenProgram, w).Run(); err != nil {
+		return inBackground(stderr, err)
 	}
 	_ = w.Close()
 	var b [1]byte
 	if n, _ := r.Read(b[:]); n == 1 {
 		return ExitOK
 	}
-	_ = cmd.Wait()
 	return ExitFailure // it has said why
 }
 
+func inBackground(stderr io.Writer, err error) int {
+	fmt.Fprintf(stderr, "%s: going to the background: %v\n", filepath.Base(os.Args[0]), err)
+	return ExitFailure
+}
+
+// again is this program once more, as what.
+func again(what string, ready *os.File) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), backgroundEnv+"="+what)
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{ready}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return cmd
+}
+
 // InBackground reports whether this process is the one that Background started.
-func InBackground() bool { return os.Getenv(backgroundEnv) != "" }
+func InBackground() bool {
+	what := os.Getenv(backgroundEnv)
+	return what != "" && what != betweenProgram
+}
+
+// awaitInit waits until the process that started this one has ended.
+func awaitInit() {
+	for range 2000 {
+		if strconv.Itoa(os.Getppid()) != os.Getenv(backgroundEnv) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}

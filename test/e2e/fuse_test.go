@@ -260,17 +260,24 @@ func TestKernelBadInputFUSE(t *testing.T) {
 // Such a file does not keep the daemon from ending, nor the next from starting.
 func TestKernelNothingLostFUSE(t *testing.T) {
 	harness.Require(t, "root")
-	for name, end := range map[string]func(d *service){
-		"SIGTERM": func(d *service) {
-			if err := unix.Kill(d.pid, unix.SIGTERM); err != nil {
-				t.Fatal(err)
-			}
-		},
-		"SIGKILL": func(d *service) {
-			if err := d.child.Kill(); err != nil {
-				t.Fatal(err)
-			}
-		},
+	term := func(d *service) {
+		if err := unix.Kill(d.pid, unix.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kill := func(d *service) {
+		if err := d.child.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		end  func(d *service)
+		args []string
+	}{
+		"SIGTERM":                 {term, nil},
+		"SIGKILL":                 {kill, nil},
+		"SIGKILL and --replace":   {kill, []string{"--replace"}},
+		"--replace while it runs": {func(*service) {}, []string{"--replace"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tree := harness.NewTree(t)
@@ -283,9 +290,9 @@ func TestKernelNothingLostFUSE(t *testing.T) {
 			if err := s.Run(passStuck, args, &taken); err != nil || taken != 8 {
 				t.Fatalf("%d messages were taken: %v", taken, err)
 			}
-			end(d)
+			c.end(d)
 			start := time.Now()
-			next := startService(t, p, dir, dir+"/sock", dir+"/state")
+			next := startService(t, p, dir, dir+"/sock", dir+"/state", c.args...)
 			for range 200 {
 				if next.answers() {
 					break
@@ -294,7 +301,7 @@ func TestKernelNothingLostFUSE(t *testing.T) {
 				if ended, _ := next.ended(); ended {
 					// A service manager tries again.
 					next.wait(time.Second)
-					next = startService(t, p, dir, dir+"/sock", dir+"/state")
+					next = startService(t, p, dir, dir+"/sock", dir+"/state", c.args...)
 				}
 			}
 			took := time.Since(start)

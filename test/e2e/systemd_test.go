@@ -497,3 +497,64 @@ func listenAsSystemd(t *testing.T) net.Listener {
 	})
 	return l
 }
+
+// A unit whose ExecReload= is --replace goes on with another main process, and
+// its clients notice nothing.
+func TestKernelSystemdReplace(t *testing.T) {
+	harness.Require(t, "root", "systemd")
+	dir := harness.PublicDir(t)
+	name := fmt.Sprintf("cgmtest-replace-%d.service", os.Getpid())
+	command := fmt.Sprintf("%s --listen %s/sock --state-dir %s/state", harness.Binary(t, "cgmanager"), dir, dir)
+	file := filepath.Join("/run/systemd/system", name)
+	text := "[Service]\nType=notify\nNotifyAccess=all\nTimeoutStartSec=120\nExecStart=" + command + "\nExecReload=" + command + " --replace --daemon\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	systemctl := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command("systemctl", args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("systemctl %v: %v\n%s", args, err, out)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			log, _ := exec.Command("journalctl", "--no-pager", "-o", "short-precise", "-u", name).CombinedOutput()
+			t.Logf("%s", log)
+		}
+		_ = exec.Command("systemctl", "stop", name).Run()
+		_ = os.Remove(file)
+		_ = exec.Command("systemctl", "daemon-reload").Run()
+	})
+	systemctl("daemon-reload")
+	systemctl("start", name)
+	pid := systemctl("show", "-P", "MainPID", name)
+	for range 3 {
+		if err := harness.Ping(dir + "/sock"); err != nil {
+			t.Error(err)
+		}
+		systemctl("reload", name)
+		now := systemctl("show", "-P", "MainPID", name)
+		if state := systemctl("show", "-P", "ActiveState,SubState", name); now == pid || now == "0" || state != "active\nrunning" {
+			t.Errorf("process %s, then %s; the unit is %q", pid, now, state)
+		}
+		fd, err := dialRaw(dir + "/sock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		unix.Close(fd)
+		if err != nil || strconv.Itoa(int(cred.Pid)) != now {
+			t.Errorf("%v serves, the main process is %s (%v)", cred, now, err)
+		}
+		pid = now
+	}
+	systemctl("stop", name)
+	if got := systemctl("show", "-P", "Result", name); got != "success" {
+		t.Errorf("it ended with %s", got)
+	}
+	if _, err := os.Lstat(dir + "/sock"); err == nil {
+		t.Error("the socket is left")
+	}
+}
