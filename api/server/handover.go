@@ -179,6 +179,10 @@ func Replace(path string) (_ *Predecessor, err error) {
 	if o.PID = int(cred.Pid); Defunct(o.PID) {
 		return nil, o.Close()
 	}
+	if cred.Uid != 0 {
+		// What it would say is acted upon: which files are to be removed.
+		return nil, fmt.Errorf("it is user %d's (hint: the state directory must be root's own)", cred.Uid)
+	}
 	if err := o.p.send([]byte(askReplace)); err != nil {
 		return nil, err
 	}

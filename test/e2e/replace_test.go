@@ -235,6 +235,31 @@ func TestKernelReplaceByStranger(t *testing.T) {
 	d.serve().terminate()
 }
 
+// Who is not root has no place to give away, and is not asked.
+func TestKernelReplaceImpostor(t *testing.T) {
+	r := newReplacement(t)
+	u := harness.Start(t, harness.Spec{UID: 4000, GID: 4000})
+	if err := errors.Join(os.Mkdir(r.dir+"/state", 0o755), os.Chown(r.dir+"/state", 4000, 4000)); err != nil {
+		t.Fatal(err)
+	}
+	l := u.Socket(unix.SOCK_SEQPACKET)
+	u.Bind(l, r.dir+"/state/control")
+	u.Listen(l)
+	start := time.Now()
+	if code := r.start("--replace").wait(cgtest.Patience(8 * time.Second)); code != 1 {
+		t.Errorf("it ended with %d", code)
+	}
+	if took := time.Since(start); took > cgtest.Patience(2*time.Second) {
+		t.Errorf("after %v", took)
+	}
+	if log := r.log(); !strings.Contains(log, "it is user 4000's (hint: ") {
+		t.Error(log)
+	}
+	if d, err := u.Recv(u.Accept(l), time.Second); err != nil || len(d.Data) > 0 {
+		t.Errorf("it was asked: %q, %v", d.Data, err)
+	}
+}
+
 // A daemon that hangs is not replaced, and whoever wanted that says so.
 func TestKernelReplaceHung(t *testing.T) {
 	r := newReplacement(t)
