@@ -107,6 +107,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return service.ExitOK
 }
 
+// share is what one user, or one container further in, has of the proxy. To the
+// daemon all of them are one container, with that container's bounds: nobody takes
+// more than half of these. A connection there is two, with the client that it is for.
+var share = server.Limits{Connections: 512, AccountWorkers: 4, Changes: 500, Burst: 2500}
+
 // serve runs the proxy until a signal ends it.
 func serve(o options, log *logrus.Logger) (err error) {
 	service.Prepare()
@@ -144,7 +149,7 @@ func serve(o options, log *logrus.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	s, err := server.New(server.Config{Backend: p, Listeners: listeners, Log: log, Version: service.Version()})
+	s, err := server.New(server.Config{Backend: p, Listeners: listeners, Log: log, Version: service.Version(), Limits: share})
 	if err != nil {
 		for _, l := range listeners {
 			err = errors.Join(err, l.Close())

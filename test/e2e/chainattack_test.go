@@ -140,3 +140,60 @@ func TestKernelProxyEscapeSelfMade(t *testing.T) {
 		}
 	}
 }
+
+// eagerArgs are for eagerCrowd.
+type eagerArgs struct {
+	Sock string
+	N    int
+	Ask  []byte
+}
+
+// eagerCrowd makes so many connections, asks something on each, and keeps them.
+var eagerCrowd = harness.Inside("an eager crowd", func(a eagerArgs) (struct{}, error) {
+	for range a.N {
+		fd, err := dialRaw(a.Sock)
+		if err != nil {
+			return struct{}{}, err
+		}
+		held = append(held, fd)
+		// What is refused is closed.
+		_, _ = harness.Begin(fd, append([]byte("\x00AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"), a.Ask...))
+	}
+	return struct{}{}, nil
+})
+
+// What a container may have of the daemon is there for all in it: one user takes no
+// more of it through the proxy than leaves room for others.
+func TestKernelProxyCrowd(t *testing.T) {
+	w := newWorld(t)
+	a := w.box("c1")
+	x := startProxy(t, a.Proc, w.d.Sock)
+	w.Make("c1/u", a.HostUID+7, a.HostGID+7)
+	ask := call(t, 1, harness.V1, "ListChildren", "")
+	var crowds []*harness.Proc
+	for range 3 {
+		u := a.user(7)
+		w.Place(u, "c1/u")
+		crowds = append(crowds, u)
+		if err := u.Run(eagerCrowd, eagerArgs{x.sock, 400, ask}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	settled := 0
+	eventually(t, "the crowd is served", func() bool {
+		last := settled
+		settled = x.settled(0)
+		return settled == last && settled > x.fds+3*200
+	})
+	t.Logf("the proxy has %d files open, the daemon %d", settled, w.d.FDs())
+	start := time.Now()
+	c := a.MustDial(x.sock)
+	asker{t, c}.v1("Create", "late", []string{}, map[string]string{})
+	c.Close()
+	if took := time.Since(start); took > patience() {
+		t.Errorf("root of the container is served after %v", took)
+	}
+	for _, u := range crowds {
+		u.Stop()
+	}
+}
