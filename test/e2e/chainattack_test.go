@@ -197,3 +197,96 @@ func TestKernelProxyCrowd(t *testing.T) {
 		u.Stop()
 	}
 }
+
+// What becomes of a chain after it was made: each request looks at all of it as it
+// is now.
+func TestKernelChainChanges(t *testing.T) {
+	w := newWorld(t)
+	a := w.box("c1")
+	b := a.box("c2")
+	c := b.box("c3")
+	w.Make("c1/c2x", a.HostUID, a.HostGID)
+	create := func(conn *harness.Conn) error {
+		return second(conn.V1("Create", "x", []string{}, map[string]string{}))
+	}
+	t.Run("a proxy that is moved", func(t *testing.T) {
+		w := w.sub(t)
+		conn := mustChain(a, b.Proc, c.Proc)
+		defer conn.Close()
+		asker{t, conn}.v1("ListChildren", "")
+		w.Place(b.Proc, "c1/c2x")
+		w.refused("beside its client", func() error { return create(conn) })
+		w.refused("and upwards", func() error { return second(conn.V0("MovePidAbs", "memory", "/", int32(1))) })
+		w.Place(b.Proc, "c1/c2")
+		w.Place(c.Proc, "c1/c2x")
+		w.refused("a client that is moved", func() error { return create(conn) })
+		w.Place(c.Proc, "c1/c2/c3")
+		asker{t, conn}.v1("ListChildren", "")
+	})
+	t.Run("a proxy that ends", func(t *testing.T) {
+		w := w.sub(t)
+		hop := b.user(0)
+		conn := mustChain(a, hop, c.Proc)
+		defer conn.Close()
+		asker{t, conn}.v1("ListChildren", "")
+		hop.Stop()
+		w.refused("without one in the middle", func() error { return create(conn) })
+	})
+	t.Run("a client that makes a user namespace", func(t *testing.T) {
+		w := w.sub(t)
+		w.Make("c1/c2/c3/u", c.HostUID+7, c.HostGID+7)
+		u := c.user(7)
+		w.Place(u, "c1/c2/c3/u")
+		// It opens connections by its number, and becomes root of its own.
+		child := u.Launch(nil, "/bin/sh", "-c", "read x; exec unshare -U -r sh -c 'read y'")
+		defer func() { _, _ = child.End(time.Second) }()
+		status := fmt.Sprintf("/proc/%d/", hostChild(t, u, child.PID))
+		users, err := os.Readlink(status + "ns/user")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cred := harness.Cred{PID: int32(child.PID), UID: 7, GID: 7}
+		conn := c.MustDial(w.sock())
+		defer conn.Close()
+		conn.As = &cred
+		asker{t, conn}.v1("ActFor")
+		asker{t, conn}.v1("Create", "own", []string{}, map[string]string{})
+		asker{t, conn}.v1("Delete", "own")
+		if _, err := child.In.Write([]byte("\n")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is root of its own", func() bool {
+			now, err := os.Readlink(status + "ns/user")
+			ids, merr := os.ReadFile(status + "uid_map")
+			return err == nil && merr == nil && now != users && len(ids) > 0
+		})
+		w.refused("up to its proxy", func() error { return second(conn.V0("MovePidAbs", "memory", "/", cred.PID)) })
+		w.refused("a limit of its own", func() error {
+			return second(conn.V1("SetValue", "", map[string]string{"pids.limit": "max"}))
+		})
+		w.refused("its proxy's task", func() error { return second(conn.V1("Move", "", uint32(1))) })
+	})
+	t.Run("one that grows while a call waits for credentials", func(t *testing.T) {
+		w := w.sub(t)
+		for name, cred := range map[string]harness.Cred{"the opener's": a.sees(a.Proc), "the client's": a.sees(c.Proc)} {
+			conn := a.MustDial(w.sock())
+			w.refused(name, func() error {
+				x, err := conn.OpenScm("CreateScm", "memory", "grown")
+				if err != nil {
+					return err
+				}
+				defer x.Close()
+				inner := a.sees(b.Proc)
+				conn.As = &inner
+				if _, err := conn.V1("ActFor"); err != nil {
+					t.Error(err)
+				}
+				if err := x.Kick(cred); err != nil {
+					return err
+				}
+				return second(x.Finish("CreateScm"))
+			})
+			conn.Close()
+		}
+	})
+}
