@@ -145,8 +145,10 @@ func deepDay(w *world, b *box, sock string, cgm bool) {
 	}{
 		{"$I.Create string:all string:day", "create all day", "", there(true)},
 		{"$I.SetValue string:pids string:day string:pids.max string:33", "setvalue pids day pids.max 33", "", reads(pids, "pids.max", "33")},
-		{"$I.SetValue string:memory string:day string:memory.limit_in_bytes string:64M", "set day memory.limit=64M", "",
-			reads(memory, "memory.limit_in_bytes", "67108864")},
+		{
+			"$I.SetValue string:memory string:day string:memory.limit_in_bytes string:64M", "set day memory.limit=64M", "",
+			reads(memory, "memory.limit_in_bytes", "67108864"),
+		},
 		{"$J.GetValue string:day array:string:memory.limit", "get day memory.limit", "67108864", nil},
 		{"$I.MovePid string:all string:day int32:$V", "movepid all day $V", "", in(b.cg + "/day")},
 		{"$I.SetValue string:freezer string:day string:freezer.state string:FROZEN", "freeze day", "", reads(freezer, "freezer.state", "FROZEN")},
