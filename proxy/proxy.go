@@ -9,6 +9,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"cgmanager/api"
 )
@@ -33,6 +34,7 @@ type Proxy struct {
 	wait  time.Duration
 	log   logrus.FieldLogger
 	down  atomic.Bool // the daemon below is, for the log
+	lines *rate.Limiter
 
 	ending chan struct{} // closed by End
 	end    sync.Once
@@ -45,7 +47,10 @@ func New(c Config) *Proxy {
 		l.SetLevel(logrus.PanicLevel)
 		c.Log = l
 	}
-	return &Proxy{lower: c.Lower, wait: c.Wait, log: c.Log, ending: make(chan struct{})}
+	return &Proxy{
+		lower: c.Lower, wait: c.Wait, log: c.Log,
+		lines: rate.NewLimiter(rate.Every(time.Second), 10), ending: make(chan struct{}),
+	}
 }
 
 // End makes requests that wait for the daemon below give up.

@@ -61,15 +61,17 @@ func withOp(op, text string) string {
 	return op + ": " + text
 }
 
-// isUp and isDown write to the log what becomes of the daemon below, once.
+// isUp and isDown write to the log what becomes of the daemon below, once. A
+// client for whom there is no more room below, and another one for whom there is,
+// make it go up and down as they like: so many lines a second are written.
 func (p *Proxy) isUp() {
-	if p.down.Load() && p.down.CompareAndSwap(true, false) {
+	if p.down.Load() && p.down.CompareAndSwap(true, false) && p.lines.Allow() {
 		p.log.Info("the daemon below answers again")
 	}
 }
 
 func (p *Proxy) isDown(err error) {
-	if p.down.CompareAndSwap(false, true) {
+	if p.down.CompareAndSwap(false, true) && p.lines.Allow() {
 		p.log.WithError(err).Warn("the daemon below does not answer")
 	}
 }
