@@ -264,6 +264,7 @@ func TestKernelSoak(t *testing.T) {
 		raw += "/link"
 		w.MakeIn(raw, 0, 0, hs...)
 	}
+	w.MakeIn(raw+"/beside", 0, 0, hs...) // so that the one above gives controllers away
 	raw += "/n"
 	var dirs, limits []string
 	for _, h := range hs {

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs/cgtest"
 )
 
 // Proc is a process under test, a puppet that does what the test asks. Its
@@ -250,11 +252,11 @@ func (p *Proc) Run(name string, args, result any) error {
 	return json.Unmarshal(rp.Result, result)
 }
 
-// Exec runs a program as p's child, for at most 10 seconds, and returns its
-// output and exit code. as may be nil.
+// Exec runs a program as p's child, for at most 10 seconds or more on a busy
+// machine, and returns its output and exit code. as may be nil.
 func (p *Proc) Exec(as *Cred, argv ...string) (string, int) {
 	p.t.Helper()
-	rp, _ := p.must(request{Op: "exec", Argv: argv, Cred: as, Wait: 10 * time.Second})
+	rp, _ := p.must(request{Op: "exec", Argv: argv, Cred: as, Wait: cgtest.Patience(10 * time.Second)})
 	return string(rp.Data), rp.Num
 }
 
