@@ -91,14 +91,15 @@ func TestKernelChainCost(t *testing.T) {
 	self := b.sees(b.Proc)
 	c := b.MustDial(w.sock())
 	defer c.Close()
+	rounds := harness.Rounds(20)
 	took := func() time.Duration {
 		best := time.Hour
 		for range 5 {
 			start := time.Now()
-			for range 20 {
+			for range rounds {
 				asker{t, c}.v1("ListChildren", "")
 			}
-			best = min(best, time.Since(start)/20)
+			best = min(best, time.Since(start)/time.Duration(rounds))
 		}
 		return best
 	}
@@ -175,7 +176,7 @@ func TestKernelProxyCrowd(t *testing.T) {
 		u := a.user(7)
 		w.Place(u, "c1/u")
 		crowds = append(crowds, u)
-		if err := u.Run(eagerCrowd, eagerArgs{x.sock, 400, ask}, nil); err != nil {
+		if err := u.Run(eagerCrowd, eagerArgs{x.sock, harness.Rounds(400), ask}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -183,7 +184,7 @@ func TestKernelProxyCrowd(t *testing.T) {
 	eventually(t, "the crowd is served", func() bool {
 		last := settled
 		settled = x.settled(0)
-		return settled == last && settled > x.fds+3*200
+		return settled == last && settled > x.fds+3*harness.Rounds(200)
 	})
 	t.Logf("the proxy has %d files open, the daemon %d", settled, w.d.FDs())
 	start := time.Now()
