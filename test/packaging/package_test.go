@@ -382,7 +382,7 @@ func use(t *testing.T, systemd bool) {
 	cgm run batch -- sleep 300 & sleep 1
 	cgm freeze batch; cgm get batch state; cgm thaw batch; cgm kill batch
 	cgm create all alice; cgm chown all alice 1000 1000
-	cgm set alice 'devices_blacklist=c 1:5 rwm'
+	cgm set alice 'devices_blacklist=c 1:5 rwm' cpus_allowed=0
 	sh -c 'cgm movepid all alice $$
 		exec setpriv --reuid 1000 --regid 1000 --clear-groups cgm run job --set memory.limit=64M -- sh -c "
 			! head -c 1 /dev/zero 2>/dev/null && echo no zero"'
