@@ -108,7 +108,10 @@ func TestKernelChain(t *testing.T) {
 
 // A proxy gains nothing by naming somebody else than who asks it, and a chain
 // that does not nest is refused.
-func TestKernelChainLies(t *testing.T) {
+func TestKernelChainLies(t *testing.T) { lyingProxies(t, newWorld) }
+
+func lyingProxies(t *testing.T, newWorld func(*testing.T) *world) {
+	t.Helper()
 	w := newWorld(t)
 	a := w.box("c1")
 	b := a.box("c2")
@@ -116,16 +119,16 @@ func TestKernelChainLies(t *testing.T) {
 	side := a.box("c2x")
 	other := w.box("c9")
 	deep := b.user(0) // of b, but in a cgroup below c's
-	w.Make("c1/c2/c3/deep", b.HostUID, b.HostGID)
+	w.Make("c1/c2/c3/deep", w.uid(b.Proc), w.gid(b.Proc))
 	w.Place(deep, "c1/c2/c3/deep")
 	entered := harness.StartInPIDNSOf(t, c.Proc, harness.Spec{UID: c.HostUID, GID: c.HostGID})
 	w.Place(entered, ".")
 	u := c.user(7)
 	w.watch = []*harness.Proc{a.Proc, u, b.Proc, c.Proc, side.Proc, other.Proc, entered}
-	for _, via := range []string{"daemon", "proxy"} {
+	for _, via := range []string{"around", "proxy"} {
 		t.Run(via, func(t *testing.T) {
 			if via == "proxy" {
-				w.via = startProxy(t, a.Proc, w.d.Sock).sock
+				w.via = startProxy(t, a.Proc, w.sock()).sock
 			}
 			w.chainLies(a, b, c, side, deep, u, entered)
 		})

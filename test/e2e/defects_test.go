@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -45,10 +46,11 @@ func keyTraversal(t *testing.T, newWorld func(*testing.T) *world) {
 	memory, freezer := harness.Find(t, "memory"), harness.Find(t, "freezer")
 	for _, h := range []harness.Hierarchy{memory, freezer} {
 		for _, cg := range []string{"own", "own/kid", "own/kid/sub"} {
-			for _, f := range []string{"memory.limit_in_bytes", "freezer.state"} {
-				if h == memory && strings.HasPrefix(f, "memory") || h == freezer && strings.HasPrefix(f, "freezer") {
-					// Nothing but the way there stops the user.
-					if err := unix.Chown(w.Dir(h, cg)+"/"+h.File(f), int(w.first()+1000), int(w.first()+1000)); err != nil {
+			// Nothing but the way there stops the user.
+			for _, kind := range []string{"memory.*", "freezer.*", "cgroup.freeze"} {
+				files, _ := filepath.Glob(w.Dir(h, cg) + "/" + kind)
+				for _, f := range files {
+					if err := unix.Chown(f, int(w.first()+1000), int(w.first()+1000)); err != nil {
 						t.Fatal(err)
 					}
 				}

@@ -165,7 +165,7 @@ type box struct {
 
 // levelMaps are the id maps of containers one in another: where id 0 is in the
 // namespace around, and how many ids there are.
-var levelMaps = []struct{ from, size int }{{100000, 65536}, {10000, 20000}, {5000, 5000}, {2000, 3000}, {1500, 1500}}
+var levelMaps = []struct{ from, size int }{{100000, 65536}, {10000, 20000}, {5000, 5000}, {2000, 3000}, {1500, 1500}, {1100, 400}}
 
 // box makes a container.
 func (w *world) box(name string) *box {

@@ -199,6 +199,14 @@ func (c *Conn) Send(iface, member string, args ...any) error {
 	return err
 }
 
+// AnswerTo waits, at another end of the same socket, for the reply to the last call
+// on c, and returns its error.
+func (c *Conn) AnswerTo(at *Conn) error {
+	at.serial, at.asked = c.serial, c.asked
+	_, err := at.Reply()
+	return err
+}
+
 // Reply returns the reply to the last call.
 func (c *Conn) Reply() ([]any, error) {
 	for {

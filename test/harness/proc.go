@@ -137,6 +137,15 @@ func (p *Proc) Stop() {
 	}
 }
 
+// Reaped says that another function of the test's has ended p and waited for it.
+func (p *Proc) Reaped() {
+	p.reaped = true
+	if p.ctl >= 0 {
+		unix.Close(p.ctl)
+		p.ctl = -1
+	}
+}
+
 // Wait waits until p has ended and returns how. With a timeout it returns
 // unix.ETIMEDOUT.
 func (p *Proc) Wait(timeout time.Duration) (unix.WaitStatus, error) {
