@@ -44,7 +44,10 @@ const (
 const (
 	soakRSS     = 1 << 20 // bytes
 	soakThreads = 4       // the runtime starts one where the kernel blocks another
-	soakTime    = 1.10    // of the ratio
+	soakTime    = 1.10    // of the ratio of processor times
+	// soakMore is how many more windows there may be to tell growth, which
+	// stays, from what others do to this machine's caches.
+	soakMore = 3
 )
 
 // soakControllers are those that a container of this test is limited by.
@@ -281,6 +284,8 @@ func TestKernelSoak(t *testing.T) {
 	daemonClock, proxyClock := processClock(w.d.PID), processClock(x.pid)
 	var first, last, all soaked
 	began := time.Now()
+	slower := func() bool { return median(last.cpu) > median(first.cpu)*soakTime }
+	more := soakMore
 	for i := -warmUp; i < cycles; i += soakBlock {
 		daemonBefore, proxyBefore := cpuClock(daemonClock), cpuClock(proxyClock)
 		var walls []time.Duration
@@ -316,6 +321,9 @@ func TestKernelSoak(t *testing.T) {
 				s.byDaemon, s.byProxy, s.byKernel = append(s.byDaemon, daemon/1e3), append(s.byProxy, proxy/1e3), append(s.byKernel, floor/1e3)
 			}
 		}
+		if i+soakBlock >= cycles && more > 0 && !testing.Short() && slower() {
+			more, cycles, last = more-1, cycles+window, soaked{}
+		}
 	}
 	t.Logf("%d cycles in %v, with %d cgroups alive; processor time of a cycle: the daemon's %.0f µs, the proxy's %.0f µs, the kernel's own %.0f µs",
 		cycles, time.Since(began).Round(time.Second), made, median(all.byDaemon), median(all.byProxy), median(all.byKernel))
@@ -335,11 +343,9 @@ func TestKernelSoak(t *testing.T) {
 	if testing.Short() {
 		return // too few for a median
 	}
-	if was, is := median(first.cpu), median(last.cpu); is > was*soakTime {
-		t.Errorf("a cycle takes %.2f times the kernel's own processor time, %.2f in the beginning", is, was)
-	}
-	if was, is := median(first.wall), median(last.wall); is > was*soakTime {
-		t.Errorf("a cycle takes %.2f times the kernel's own time, %.2f in the beginning", is, was)
+	// The clock on the wall shows what else the machine does.
+	if slower() {
+		t.Errorf("a cycle takes %.2f times the kernel's own processor time, %.2f in the beginning", median(last.cpu), median(first.cpu))
 	}
 }
 
