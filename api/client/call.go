@@ -84,7 +84,13 @@ func isNamed(err error, name string) bool {
 func (c *Client) call(ctx context.Context, iface, method string, out []any, in ...any) error {
 	ctx, cancel := withTimeout(ctx)
 	defer cancel()
+	closed := !c.conn.Connected()
 	reply := c.obj.CallWithContext(ctx, iface+"."+method, 0, in...)
+	if closed {
+		// The library sends nothing any more. It may yet answer with what ended
+		// the connection, as if it had been the request.
+		return &GoneError{method, true}
+	}
 	if reply.Err != nil {
 		return callError(method, reply.Err)
 	}
