@@ -74,6 +74,9 @@ func serve(o options, log *logrus.Logger) (err error) {
 			unlock()
 			return err
 		}
+		if err != nil {
+			log.WithError(err).Warn("not all has ended in order")
+		}
 		unlock()
 		err = next.Done()
 		if err = errors.Join(err, next.Close()); err == nil {
