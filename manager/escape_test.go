@@ -1,6 +1,7 @@
 package manager_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,5 +71,25 @@ func TestKernelEscapeIsTheRequestorsOwn(t *testing.T) {
 	}
 	if got := read(t, filepath.Join(filepath.Dir(jail), "cgroup.procs")); got != strconv.Itoa(int(r.PID)) {
 		t.Errorf("in the proxy's cgroup: %q, want %d", got, r.PID)
+	}
+}
+
+// Root of a container without a proxy is told what would let it leave its cgroup.
+func TestKernelEscapeNeedsAProxy(t *testing.T) {
+	cgtest.Require(t, cgtest.Root, cgtest.Userns)
+	m := newManager(t)
+	n := name(t)
+	if _, err := m.Create(self(t, m), n, []string{"freezer"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	r := contained(t, filepath.Join(cgtest.Own(t, "freezer"), n), true)
+	peer, err := m.Open(r, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer peer.Close()
+	err = m.MovePidAbs0(&api.Request{Peer: peer, Opener: r, Sender: r}, "freezer", "/", api.Victim{PID: 1})
+	if e, ok := errors.AsType[*api.Error](err); !ok || e.Kind != api.Denied || e.Hint != "start a cgproxy in your own container" {
+		t.Errorf("got %v", err)
 	}
 }

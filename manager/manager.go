@@ -398,7 +398,9 @@ func (c *call) decide(subject string, question func(p *party) privcheck.Decision
 			if i > 0 {
 				reason = string(p.role) + ": " + reason
 			}
-			return d, &api.Error{Kind: api.Denied, Text: c.op + " " + subject + ": " + reason + " (clause " + number(d.Clause()) + ")"}
+			return d, &api.Error{
+				Kind: api.Denied, Text: c.op + " " + subject + ": " + reason + " (clause " + number(d.Clause()) + ")", Hint: d.Hint(),
+			}
 		}
 		last = d
 	}

@@ -466,8 +466,15 @@ func Escape(r Requestor) Decision {
 	if r.HostRoot() {
 		return allow("9 host root")
 	}
-	return deny("9 host root", "only the host's root may move a task out of its own cgroup")
+	d := deny("9 host root", "only the host's root may move a task out of its own cgroup")
+	if r.Outside() && r.RootInUserNS() {
+		return d.hinted(ownProxy)
+	}
+	return d
 }
+
+// ownProxy is what root of a container can do about clause 9.
+const ownProxy = "start a cgproxy in your own container"
 
 // EscapeTo answers clause 9 for a requestor r, in the cgroup own, behind a
 // proxy whose own cgroup is proxyOwn: may r move t to dst, at or below
@@ -483,7 +490,7 @@ func EscapeTo(r, proxy Requestor, own, proxyOwn string, t Task, dst string, home
 		return deny("9 proxy", "the proxy is not root in its user namespace")
 	}
 	if !home {
-		return deny("9 container", "the proxy is not one of your own container")
+		return deny("9 container", "the proxy is not one of your own container").hinted(ownProxy)
 	}
 	if d := confined(proxy, proxyOwn); !d.allowed {
 		return d.in("9")

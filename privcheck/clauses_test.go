@@ -540,6 +540,28 @@ func TestReason(t *testing.T) {
 	}
 }
 
+// TestHint: a container's root is told what lets it leave its own cgroup, and
+// nobody who could do nothing with it.
+func TestHint(t *testing.T) {
+	const proxy = "start a cgproxy in your own container"
+	for _, c := range []struct {
+		name string
+		d    Decision
+		want string
+	}{
+		{"container root", Escape(ctRoot), proxy},
+		{"a user in a container", Escape(ctUser), ""},
+		{"a user of the host", Escape(owner), ""},
+		{"host root", Escape(hostRoot), ""},
+		{"behind the proxy of the container around", EscapeTo(ctRoot, ctRoot, "/c/r", "/c", task("/c/r", 100000), "/c/x", false), proxy},
+		{"above the proxy", EscapeTo(ctRoot, ctRoot, "/c/r", "/c", task("/c/r", 100000), "/", true), ""},
+	} {
+		if got := c.d.Hint(); got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
 func TestUIDZeroIsNotRoot(t *testing.T) {
 	limit := f(0, 0, 0o644)
 	for _, r := range []struct {

@@ -7,6 +7,7 @@ type Decision struct {
 	allowed bool
 	clause  string
 	reason  string
+	hint    string
 }
 
 // Allowed reports whether the act may be done.
@@ -32,9 +33,19 @@ func (d Decision) Reason() string {
 	return d.reason
 }
 
+// Hint says what the requestor can do about a refusal, "" where that is nothing
+// or the reason says it.
+func (d Decision) Hint() string { return d.hint }
+
 func allow(clause string) Decision { return Decision{allowed: true, clause: clause} }
 
 func deny(clause, reason string) Decision { return Decision{clause: clause, reason: reason} }
+
+// hinted returns d with a hint.
+func (d Decision) hinted(hint string) Decision {
+	d.hint = hint
+	return d
+}
 
 // in returns d as what another clause answers because of it.
 func (d Decision) in(clause string) Decision {
