@@ -55,6 +55,12 @@ func (p *Proxy) call0(rq *api.Request, g legacy) (a answer, err error) {
 
 // sideCreds returns the credentials that the call takes by its side channel.
 func (c *peer) sideCreds(l *lower, rq *api.Request, g *legacy) ([]api.Cred, error) {
+	if l.original && rq.Sender.PID != c.hops[0].cred.PID {
+		// It would judge the sender alone; and numbers are translated by the
+		// opener's namespaces.
+		return nil, api.Errorf(api.Unsupported, "another process opened this connection, and the daemon below the proxy is the original cgmanager, which serves a connection's opener alone").
+			WithHint("open a connection of your own")
+	}
 	if rq.For != nil {
 		if l.original && (!c.facts.samePIDs || !c.facts.sameUsers) {
 			// It would judge the requestor and this proxy, and nobody between.

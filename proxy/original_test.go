@@ -1,14 +1,17 @@
 package proxy_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"cgmanager/api"
 	"cgmanager/api/client"
@@ -299,4 +302,51 @@ func speak(t *testing.T, what string) string {
 		<-ended
 	})
 	return path
+}
+
+// Below the original daemon a connection is its opener's alone: another process
+// would be judged without the opener, and its numbers read as the opener's.
+func TestOriginalOpener(t *testing.T) {
+	sock := start(t, harness.StartOriginal(t, 10).Path, 0)
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: sock, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("\x00AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	e := wire.NewCall(nil, 1, api.ObjectPath, api.Interface0, "Chown", "ssii", 0)
+	e.String("memory")
+	e.String("x")
+	e.Int32(0)
+	e.Int32(0)
+	call, err := e.End()
+	if err != nil {
+		t.Fatal(err)
+	}
+	inherited, err := conn.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inherited.Close()
+	other := exec.Command("cat")
+	other.Stdin, other.Stdout = bytes.NewReader(call), inherited
+	if err := other.Run(); err != nil {
+		t.Fatal(err)
+	}
+	var in []byte
+	for buf := make([]byte, 4096); !bytes.Contains(in, []byte(".Error.")); {
+		n, err := conn.Read(buf)
+		if err != nil {
+			t.Fatalf("%q, %v", in, err)
+		}
+		in = append(in, buf[:n]...)
+	}
+	if !bytes.Contains(in, []byte("a connection's opener alone")) {
+		t.Errorf("%q", in)
+	}
 }
