@@ -97,15 +97,7 @@ func countFDs(t testing.TB) int {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for start := time.Now(); ; time.Sleep(10 * time.Millisecond) {
-		if ok() {
-			return
-		}
-		if time.Since(start) > cgtest.Patience(3*time.Second) {
-			t.Errorf("never: %s", what)
-			return
-		}
-	}
+	cgtest.Eventually(t, 3*time.Second, what, ok)
 }
 
 // client is the client's end of a connection, byte by byte.

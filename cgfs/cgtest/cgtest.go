@@ -461,3 +461,15 @@ func Headless(t testing.TB, dir string) int {
 	t.Fatal("the first thread does not end")
 	return 0
 }
+
+// Eventually waits for a condition, as long as within, and longer on a slow machine.
+// It is an error if it does not come.
+func Eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(Patience(within)); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Errorf("%s: not within %v", what, within)
+			return
+		}
+	}
+}

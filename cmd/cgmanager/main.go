@@ -106,7 +106,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 			do = unmountSockets
 		}
 		if err := do(); err != nil {
-			fmt.Fprintf(stderr, "cgmanager: show the sockets below %s: %v\n", cgroupDir, err)
+			fmt.Fprintf(stderr, "cgmanager: show the sockets below %s: %v\n", service.CgroupDir, err)
 			return service.ExitFailure
 		}
 		return service.ExitOK

@@ -8,32 +8,34 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"cgmanager/cmd/service"
 )
 
 // mountpointMark is an attribute of what the daemon made to mount its sockets
 // on.
 const mountpointMark = "trusted.cgmanager.mountpoint"
 
-// place is an address below cgroupDir where no socket of its own is, but
+// place is an address below service.CgroupDir where no socket of its own is, but
 // something of /run/cgmanager is seen.
 type place struct{ shown, at string }
 
-// places are those of this host: the directory, and, where cgroupDir is a tmpfs,
+// places are those of this host: the directory, and, where service.CgroupDir is a tmpfs,
 // the socket of the seeds. Beside hierarchies of cgroups there is no room for a
 // file.
 func places() ([]place, error) {
 	var fs unix.Statfs_t
-	if err := unix.Statfs(cgroupDir, &fs); err != nil {
-		return nil, &os.PathError{Op: "statfs", Path: cgroupDir, Err: err}
+	if err := unix.Statfs(service.CgroupDir, &fs); err != nil {
+		return nil, &os.PathError{Op: "statfs", Path: service.CgroupDir, Err: err}
 	}
-	dir := place{filepath.Dir(runSocket), filepath.Dir(legacySocket)}
+	dir := place{filepath.Dir(service.RunSocket), filepath.Dir(service.LegacySocket)}
 	switch fs.Type {
 	case unix.TMPFS_MAGIC:
-		return []place{dir, {runSocket, seedSocket}}, nil
+		return []place{dir, {service.RunSocket, service.SeedSocket}}, nil
 	case unix.CGROUP2_SUPER_MAGIC:
 		return []place{dir}, nil
 	}
-	return nil, fmt.Errorf("%s: neither cgroups nor a tmpfs with some is mounted there", cgroupDir)
+	return nil, fmt.Errorf("%s: neither cgroups nor a tmpfs with some is mounted there", service.CgroupDir)
 }
 
 // mountSockets makes the sockets in /run/cgmanager visible at every other address
@@ -71,7 +73,7 @@ func (p place) stat() (at unix.Stat_t, same bool, err error) {
 	return at, at.Dev == shown.Dev && at.Ino == shown.Ino, nil
 }
 
-// mount mounts on a cgroup where cgroupDir is the unified hierarchy: there is no
+// mount mounts on a cgroup where service.CgroupDir is the unified hierarchy: there is no
 // other way to give existing clients the address that they know. The cgroup is
 // made, or was empty: the mount hides it. A mount that a daemon left behind is
 // taken over.
@@ -174,7 +176,7 @@ func (p place) remove() error {
 	return err
 }
 
-// writable does what changes cgroupDir itself. systemd keeps that tmpfs
+// writable does what changes service.CgroupDir itself. systemd keeps that tmpfs
 // read-only where there are v1 hierarchies: it is writable for the moment of f,
 // to root alone as before.
 func writable(f func() error) error {
@@ -183,17 +185,17 @@ func writable(f func() error) error {
 		return err
 	}
 	var fs unix.Statfs_t
-	if serr := unix.Statfs(cgroupDir, &fs); serr != nil || fs.Type != unix.TMPFS_MAGIC {
+	if serr := unix.Statfs(service.CgroupDir, &fs); serr != nil || fs.Type != unix.TMPFS_MAGIC {
 		return err
 	}
 	// These have the same numbers as flags of statfs and of mount.
 	flags := uintptr(fs.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
-	if err := unix.Mount("", cgroupDir, "", unix.MS_REMOUNT|flags, ""); err != nil {
-		return &os.PathError{Op: "make writable", Path: cgroupDir, Err: err}
+	if err := unix.Mount("", service.CgroupDir, "", unix.MS_REMOUNT|flags, ""); err != nil {
+		return &os.PathError{Op: "make writable", Path: service.CgroupDir, Err: err}
 	}
 	err = f()
-	if merr := unix.Mount("", cgroupDir, "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, ""); merr != nil {
-		err = errors.Join(err, &os.PathError{Op: "make read-only again", Path: cgroupDir, Err: merr})
+	if merr := unix.Mount("", service.CgroupDir, "", unix.MS_REMOUNT|unix.MS_RDONLY|flags, ""); merr != nil {
+		err = errors.Join(err, &os.PathError{Op: "make read-only again", Path: service.CgroupDir, Err: merr})
 	}
 	return err
 }
@@ -207,7 +209,7 @@ func (p place) free() error {
 		return &os.PathError{Op: "statfs", Path: p.at, Err: err}
 	}
 	var at, parent unix.Stat_t
-	if err := errors.Join(unix.Lstat(p.at, &at), unix.Stat(cgroupDir, &parent)); err != nil {
+	if err := errors.Join(unix.Lstat(p.at, &at), unix.Stat(service.CgroupDir, &parent)); err != nil {
 		return &os.PathError{Op: "stat", Path: p.at, Err: err}
 	}
 	if at.Dev != parent.Dev {

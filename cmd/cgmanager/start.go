@@ -18,16 +18,6 @@ import (
 	"cgmanager/cmd/service"
 )
 
-// The sockets of a host. Those below /sys/fs/cgroup are for hosts where that is
-// a tmpfs that can be written to; elsewhere, and where a service manager holds
-// runSocket, mountSockets shows it there.
-const (
-	cgroupDir    = "/sys/fs/cgroup"
-	seedSocket   = cgroupDir + "/manager"
-	legacySocket = cgroupDir + "/cgmanager/sock"
-	runSocket    = "/run/cgmanager/sock"
-)
-
 // firstInherited is the first descriptor that a service manager passes
 // (sd_listen_fds(3)).
 const firstInherited = 3
@@ -99,7 +89,7 @@ func listen(addresses []string, passed []*server.Listener, log *logrus.Logger) (
 		show = shows()
 		paths = usual(show)
 		for _, p := range paths {
-			if dir := filepath.Dir(p); dir != cgroupDir {
+			if dir := filepath.Dir(p); dir != service.CgroupDir {
 				if err := service.SocketDir(dir); err != nil {
 					return s, err
 				}
@@ -118,10 +108,10 @@ func listen(addresses []string, passed []*server.Listener, log *logrus.Logger) (
 	}
 	if show {
 		if err := mountSockets(); err != nil {
-			log.WithError(err).Warnf("not served at %s (hint: clients find %s, or give them $CGMANAGER_ADDRESS)", legacySocket, runSocket)
+			log.WithError(err).Warnf("not served at %s (hint: clients find %s, or give them $CGMANAGER_ADDRESS)", service.LegacySocket, service.RunSocket)
 			return s, nil
 		}
-		log.WithField("socket", legacySocket).Info("serving")
+		log.WithField("socket", service.LegacySocket).Info("serving")
 		s.show = true
 		s.shown = len(passed) == 0
 	}
@@ -132,7 +122,7 @@ func listen(addresses []string, passed []*server.Listener, log *logrus.Logger) (
 // addresses below /sys/fs/cgroup, where no socket can be made.
 func shows() bool {
 	var fs unix.Statfs_t
-	if unix.Statfs(cgroupDir, &fs) != nil {
+	if unix.Statfs(service.CgroupDir, &fs) != nil {
 		return false
 	}
 	return fs.Type == unix.CGROUP2_SUPER_MAGIC || fs.Type == unix.TMPFS_MAGIC && fs.Flags&unix.ST_RDONLY != 0
@@ -141,10 +131,10 @@ func shows() bool {
 // usual are the paths of this host's own sockets, but for what is shown.
 func usual(shown bool) []string {
 	var fs unix.Statfs_t
-	if shown || unix.Statfs(cgroupDir, &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
-		return []string{runSocket}
+	if shown || unix.Statfs(service.CgroupDir, &fs) != nil || fs.Type != unix.TMPFS_MAGIC {
+		return []string{service.RunSocket}
 	}
-	return []string{runSocket, legacySocket, seedSocket}
+	return []string{service.RunSocket, service.LegacySocket, service.SeedSocket}
 }
 
 // keep sorts what another daemon passes on: paths are what is wanted, or all is.
@@ -159,7 +149,7 @@ func (s *sockets) keep(passed []*server.Listener, paths []string) (own bool) {
 			continue
 		}
 		s.listeners = append(s.listeners, l)
-		own = own || len(paths) == 0 && l.Removed() && l.Path() == runSocket
+		own = own || len(paths) == 0 && l.Removed() && l.Path() == service.RunSocket
 	}
 	return own
 }
@@ -200,7 +190,7 @@ func (s *sockets) drop() {
 	for _, l := range s.dropped {
 		path := l.Path()
 		s.log.WithField("socket", path).Info("not served any more")
-		if path == runSocket && l.Removed() && !s.shown {
+		if path == service.RunSocket && l.Removed() && !s.shown {
 			if err := unmountSockets(); err != nil {
 				s.log.WithError(err).Warn("the mount of the sockets is left behind")
 			}

@@ -16,18 +16,12 @@ import (
 )
 
 const (
-	cgroupDir  = "/sys/fs/cgroup"
-	seedSocket = cgroupDir + "/manager"
-	runDir     = "/run/cgmanager"
-	legacyDir  = cgroupDir + "/cgmanager"
 	// serveDir holds the proxy's own socket. It is mounted over the places
 	// where clients look, and stays when the proxy ends: what containers
 	// further in have bind-mounted of it shows the next one's socket.
 	serveDir = "/run/cgproxy"
 	// lockFile is held as long as a proxy serves the usual places.
 	lockFile = "/run/cgproxy.lock"
-
-	sock = "sock"
 )
 
 // place is a directory in which clients look for the socket, and where the
@@ -36,15 +30,15 @@ type place struct{ dir, aside string }
 
 // places are those of this container.
 func places() []place {
-	run := place{runDir, runDir + ".lower"}
-	switch fsType(cgroupDir) {
+	run := place{service.RunDir, service.RunDir + ".lower"}
+	switch fsType(service.CgroupDir) {
 	case unix.TMPFS_MAGIC:
-		return []place{run, {legacyDir, legacyDir + ".lower"}}
+		return []place{run, {service.LegacyDir, service.LegacyDir + ".lower"}}
 	case unix.CGROUP2_SUPER_MAGIC:
 		// Directories there are cgroups: none can be made for what is taken
 		// aside, and the one of the name is served only if it is there.
-		if isDir(legacyDir) {
-			return []place{run, {legacyDir, run.aside}}
+		if isDir(service.LegacyDir) {
+			return []place{run, {service.LegacyDir, run.aside}}
 		}
 	}
 	return []place{run}
@@ -74,7 +68,7 @@ func holds(dir string) bool {
 	if same(dir, serveDir) {
 		return false
 	}
-	return isSocket(filepath.Join(dir, sock)) || isDir(dir) && mountID(dir) != mountID(filepath.Dir(dir))
+	return isSocket(filepath.Join(dir, service.SocketName)) || isDir(dir) && mountID(dir) != mountID(filepath.Dir(dir))
 }
 
 // mountID returns the id of the mount that a path is on; statx(2).
@@ -121,14 +115,14 @@ func findLower(o options, log *logrus.Logger) (string, error) {
 			// One taken aside already is of a proxy that was killed.
 			for _, dir := range []string{p.aside, p.dir} {
 				if holds(dir) {
-					candidates = append(candidates, filepath.Join(dir, sock))
+					candidates = append(candidates, filepath.Join(dir, service.SocketName))
 					break
 				}
 			}
 		}
 		if candidates == nil {
 			return "", fmt.Errorf("there is no cgmanager socket in this container, neither %s/%s nor %s/%s (hint: bind-mount the host's %s into it, or name the socket with --lower)",
-				runDir, sock, legacyDir, sock, runDir)
+				service.RunDir, service.SocketName, service.LegacyDir, service.SocketName, service.RunDir)
 		}
 	}
 	var failed error
@@ -195,8 +189,8 @@ func takeAside(lower string, keep bool) (_ string, end func() error, err error) 
 					return "", end, err
 				}
 			}
-			if lower == filepath.Join(p.dir, sock) {
-				lower = filepath.Join(p.aside, sock)
+			if lower == filepath.Join(p.dir, service.SocketName) {
+				lower = filepath.Join(p.aside, service.SocketName)
 			}
 		} else if same(filepath.Dir(lower), p.dir) {
 			return "", end, fmt.Errorf("--lower %s: that place is to be served (hint: leave --lower out, or give --listen)", lower)
@@ -277,9 +271,9 @@ func unmount(dir string) error {
 
 // usualSockets are where the proxy listens; the first one is seen at every place.
 func usualSockets() []string {
-	paths := []string{filepath.Join(serveDir, sock)}
-	if fsType(cgroupDir) == unix.TMPFS_MAGIC {
-		paths = append(paths, seedSocket)
+	paths := []string{filepath.Join(serveDir, service.SocketName)}
+	if fsType(service.CgroupDir) == unix.TMPFS_MAGIC {
+		paths = append(paths, service.SeedSocket)
 	}
 	return paths
 }

@@ -33,6 +33,19 @@ const (
 	ExitUsage   = 2
 )
 
+// Where clients look for the socket, on a host as in a container. What is below
+// CgroupDir can be there where that is a tmpfs, or something is mounted there.
+const (
+	SocketName = "sock"
+	RunDir     = "/run/cgmanager"
+	RunSocket  = RunDir + "/" + SocketName
+
+	CgroupDir    = "/sys/fs/cgroup"
+	SeedSocket   = CgroupDir + "/manager"
+	LegacyDir    = CgroupDir + "/cgmanager"
+	LegacySocket = LegacyDir + "/" + SocketName
+)
+
 // Version is the program's.
 func Version() string { return version.String() }
 

@@ -319,15 +319,10 @@ func (w *world) owner(h harness.Hierarchy, cg, file string) string {
 	return fmt.Sprintf("%d:%d", st.Uid-w.first(), st.Gid-w.first())
 }
 
-// eventually waits up to five seconds, longer on a busy machine, for a condition.
-func eventually(t testing.TB, what string, cond func() bool) {
+// eventually waits for a condition.
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(cgtest.Patience(5 * time.Second)); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if cond() {
-			return
-		}
-	}
-	t.Errorf("%s: not within 5 s", what)
+	cgtest.Eventually(t, 5*time.Second, what, ok)
 }
 
 // hostChild is the host's number of p's child pid.

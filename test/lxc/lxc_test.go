@@ -185,15 +185,9 @@ done`)
 }
 
 // eventually waits, as long as a container's end may take.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(cgtest.Patience(20 * time.Second)); !ok(); {
-		if time.Now().After(end) {
-			t.Errorf("%s: not yet", what)
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+	cgtest.Eventually(t, 20*time.Second, what, ok)
 }
 
 // gone waits until no cgroup of LXC's or of the hook's is left anywhere.
