@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"cgmanager/api/server"
 	"cgmanager/cmd/service"
@@ -26,6 +28,7 @@ type options struct {
 	listen   []string
 	wait     time.Duration
 	daemon   bool
+	pidFile  string
 	sigstop  bool
 	debug    bool
 	logLevel string
@@ -42,6 +45,7 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 	f.StringArrayVar(&o.listen, "listen", nil, "serve this `address` (unix:path=PATH) instead of the usual ones, and move no mount; repeatable")
 	f.DurationVar(&o.wait, "wait", proxy.DefaultWait, "how long requests wait for the daemon below to come back")
 	f.BoolVar(&o.daemon, "daemon", false, "go to the background once the sockets are served")
+	f.StringVar(&o.pidFile, "pidfile", "", "write the process's number to this `file` once the sockets are served")
 	f.BoolVar(&o.sigstop, "sigstop", false, "raise SIGSTOP once the sockets are served")
 	f.BoolVar(&o.debug, "debug", false, "the same as --log-level debug")
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
@@ -68,6 +72,9 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 			return o, f, fmt.Errorf("--lower: %w", err)
 		}
 		o.lower = path
+	}
+	if o.pidFile != "" && !filepath.IsAbs(o.pidFile) {
+		return o, f, fmt.Errorf("--pidfile %s: must be an absolute path", o.pidFile)
 	}
 	for i, a := range o.listen {
 		path, err := service.SocketPath(a)
@@ -156,9 +163,31 @@ func serve(o options, log *logrus.Logger) (err error) {
 		}
 		return err
 	}
+	if o.pidFile != "" {
+		if err := writePID(o.pidFile); err != nil {
+			for _, l := range listeners {
+				err = errors.Join(err, l.Close())
+			}
+			return err
+		}
+		defer func() { _ = os.Remove(o.pidFile) }() // else it names nobody, which init scripts see
+	}
 	service.Ready(o.daemon, o.sigstop, listeners, log)
 	// Requests that wait for the daemon below give up: they are answered while
 	// the server drains.
 	context.AfterFunc(life, p.End)
 	return s.Serve(life)
+}
+
+// writePID writes this process's number to a file.
+func writePID(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o644)
+	if err == nil {
+		_, err = fmt.Fprintln(f, os.Getpid())
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("--pidfile: %w", err)
+	}
+	return nil
 }

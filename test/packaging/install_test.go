@@ -57,7 +57,7 @@ var kinds = map[string][]string{
 		"etc/logrotate.d/cgmanager",
 	},
 	"runit": {
-		"etc/sv/cgmanager/run", "etc/sv/cgmanager/log/run", "etc/sv/cgproxy/run", "etc/sv/cgproxy/log/run",
+		"etc/sv/cgmanager/run", "etc/sv/cgmanager/check", "etc/sv/cgmanager/log/run", "etc/sv/cgproxy/run", "etc/sv/cgproxy/check", "etc/sv/cgproxy/log/run",
 		"etc/default/cgmanager", "etc/default/cgproxy",
 	},
 	"": nil,

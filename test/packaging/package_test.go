@@ -64,14 +64,9 @@ func try(t *testing.T, script string) (string, int) {
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(cgtest.Patience(10 * time.Second)); !ok(); {
-		if time.Now().After(end) {
-			t.Fatalf("%s: not after 10 s", what)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	cgtest.Eventually(t, 10*time.Second, what, ok)
 }
 
 // deb returns the path of the package: the first one, or the later one.
@@ -296,13 +291,14 @@ func inContainer(t *testing.T) {
 		mount --bind -o ro /tmp/aside /run/cgmanager
 		/etc/init.d/cgmanager start
 		/etc/init.d/cgproxy start
-		for i in 1 2 3 4 5 6 7 8 9; do [ ! -S /run/cgmanager.lower/sock ] || break; sleep 1; done
+		CGMANAGER_ADDRESS=/run/cgproxy/sock cgm ping # it serves at once
 		/etc/init.d/cgproxy status
 		cgm create all x
 		cgm run y --set pids.limit=9 -- cgm get "" pids.limit
 		cgm remove all x
 		/etc/init.d/cgproxy stop
 		[ ! -e /run/cgmanager.lower/sock ]
+		[ ! -e /run/cgproxy.pid ]
 		umount /tmp/aside
 		' </dev/null; rmdir /tmp/aside`)
 	if strings.Count(out, "Not starting") != 2 || !strings.Contains(out, "cgproxy is running.\n9\n") {

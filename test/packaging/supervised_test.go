@@ -85,6 +85,25 @@ func TestKernelOpenRC(t *testing.T) {
 	if b, err := os.ReadFile("/var/log/cgmanager.log"); err != nil || strings.Count(string(b), "serving") < 3 {
 		t.Errorf("the log: %v\n%s", err, b)
 	}
+	// The proxy of a container serves as soon as its start returns, and what is
+	// ordered after it can rely on it.
+	if out := sh(t, `cgm run ct -- unshare -m -p -f -C --mount-proc sh -ec '
+		mkdir -p /tmp/aside
+		mount --bind /run/cgmanager /tmp/aside
+		cp -a /run/openrc /tmp/openrc
+		mount -t tmpfs run /run
+		mv /tmp/openrc /run/openrc
+		mkdir /run/cgmanager
+		mount --bind -o ro /tmp/aside /run/cgmanager
+		rc-service --nodeps cgproxy start
+		CGMANAGER_ADDRESS=/run/cgproxy/sock cgm ping
+		rc-service --nodeps cgproxy status
+		rc-service --nodeps cgproxy stop
+		[ ! -e /run/cgmanager.lower/sock ]
+		umount /tmp/aside
+		echo served' </dev/null; rmdir /tmp/aside`); !strings.HasSuffix(out, "served\n") {
+		t.Errorf("in a container: %s", out)
+	}
 	sh(t, rc+"stop")
 	if out, code := try(t, "pgrep -x cgmanager"); code != 1 {
 		t.Errorf("left is %q", out)
@@ -112,7 +131,8 @@ func TestKernelRunit(t *testing.T) {
 			t.Log(out)
 		}
 	})
-	eventually(t, "the first start", func() bool { return harness.Ping(runSocket) == nil })
+	eventually(t, "it is supervised", func() bool { _, code := try(t, sv+"status cgmanager"); return code == 0 })
+	sh(t, sv+"-w 60 start cgmanager && cgm ping") // it serves when the start returns
 	first := strconv.Itoa(served(t))
 	// A new version: it is taken over from runit's, which starts again and takes
 	// over in its turn.
