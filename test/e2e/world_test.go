@@ -328,9 +328,15 @@ func eventually(t testing.TB, what string, ok func() bool) {
 // hostChild is the host's number of p's child pid.
 func hostChild(t testing.TB, p *harness.Proc, pid int) int {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.HostPID, p.HostPID))
+	// Each thread has children of its own, and any may have started this one.
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.HostPID))
 	if err != nil {
 		t.Fatal(err)
+	}
+	var b []byte
+	for _, name := range files {
+		of, _ := os.ReadFile(name)
+		b = append(b, of...)
 	}
 	for f := range strings.FieldsSeq(string(b)) {
 		st, _ := os.ReadFile("/proc/" + f + "/status")
