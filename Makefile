@@ -96,9 +96,8 @@ install: build ## install under DESTDIR and PREFIX, and what INIT (systemd, open
 	install -m 0644 README.md CHANGELOG.md LICENSE $(DESTDIR)$(DOCDIR)/
 	install -m 0644 docs/*.md $(DESTDIR)$(DOCDIR)/docs/
 	packaging/licenses $(DESTDIR)$(DOCDIR)/licenses
-	install -d $(DESTDIR)$(LXCDIR)/config/common.conf.d $(DESTDIR)$(LXCDIR)/hooks
+	install -d $(DESTDIR)$(LXCDIR)/config $(DESTDIR)$(LXCDIR)/hooks
 	install -m 0644 packaging/lxc/config/*.conf $(DESTDIR)$(LXCDIR)/config/
-	install -m 0644 packaging/lxc/config/common.conf.d/* $(DESTDIR)$(LXCDIR)/config/common.conf.d/
 	install -m 0755 packaging/lxc/hooks/* $(DESTDIR)$(LXCDIR)/hooks/
 	for i in $(INIT); do \
 		DESTDIR='$(DESTDIR)' SBINDIR='$(SBINDIR)' SYSCONFDIR='$(SYSCONFDIR)' SYSTEMDUNITDIR='$(SYSTEMDUNITDIR)' packaging/init $$i || exit 1; \

@@ -20,11 +20,19 @@ import (
 // patience is how long a script may take.
 func patience() time.Duration { return cgtest.Patience(60 * time.Second) }
 
-// Host installs the programs and what packaging/lxc has, as a package would, and
-// starts the daemon on its default sockets, for as long as the test runs. It
-// returns the site of the host's root. The test's testdata must have a link
-// "packaging" to packaging/lxc.
+// Host is Idle, and starts the daemon on its default sockets, for as long as the
+// test runs.
 func Host(t testing.TB) *Site {
+	t.Helper()
+	s := Idle(t)
+	startDaemon(t)
+	return s
+}
+
+// Idle installs the programs and what packaging/lxc has, as a package would, for as
+// long as the test runs, and starts no daemon. It returns the site of the host's
+// root. The test's testdata must have a link "packaging" to packaging/lxc.
+func Idle(t testing.TB) *Site {
 	t.Helper()
 	harness.Require(t, "root", "userns", "vm", "lxc-start")
 	for _, program := range []string{"cgm", "cgmanager", "cgproxy"} {
@@ -34,22 +42,20 @@ func Host(t testing.TB) *Site {
 		}
 		install(t, harness.Binary(t, program), filepath.Join(dir, program), 0o755)
 	}
-	for from, to := range map[string]string{
-		"config/cgmanager.conf":               "config/cgmanager.conf",
-		"config/common.conf.d/cgmanager.conf": "config/common.conf.d/cgmanager.conf",
-		"hooks/cgmanager-mount":               "hooks/cgmanager-mount",
-		"hooks/cgmanager-start":               "hooks/cgmanager-start",
+	for _, file := range []string{
+		"config/cgmanager-socket.conf",
+		"config/cgmanager.conf",
+		"hooks/cgmanager-mount",
+		"hooks/cgmanager-start",
 	} {
 		mode := os.FileMode(0o644)
-		if strings.HasPrefix(from, "hooks") {
+		if strings.HasPrefix(file, "hooks") {
 			mode = 0o755
 		}
-		install(t, filepath.Join("testdata/packaging", from), filepath.Join("/usr/share/lxc", to), mode)
+		install(t, filepath.Join("testdata/packaging", file), filepath.Join("/usr/share/lxc", file), mode)
 	}
-	startDaemon(t)
-	dir := harness.PublicDir(t)
 	return &Site{
-		Dir: dir,
+		Dir: harness.PublicDir(t),
 		command: func(ctx context.Context, script string) *exec.Cmd {
 			return exec.CommandContext(ctx, "sh", "-c", script)
 		},
@@ -124,7 +130,14 @@ type Site struct {
 	// idmap is the IDMap of a Config that has none.
 	idmap   string
 	command func(ctx context.Context, script string) *exec.Cmd
+	// outer is the site around; nil for one on the host.
+	outer *Site
+	// stopped says that the container whose site this is has been stopped.
+	stopped bool
 }
+
+// ended says that nothing can run there any more.
+func (s *Site) ended() bool { return s != nil && (s.stopped || s.outer.ended()) }
 
 // User returns the site of uid 1000 of the host in the cgroup name, which the host's
 // root makes for it, without a systemd or a session. Its subordinate ids are those
@@ -178,6 +191,7 @@ func (s *Site) Stranger(t testing.TB) *Site {
 func (s *Site) In(t testing.TB, dir string) *Site {
 	t.Helper()
 	other := *s
+	other.outer = s
 	other.Dir += "/" + dir
 	s.Do(t, "mkdir "+other.Dir)
 	return &other
@@ -230,25 +244,29 @@ type Config struct {
 	IDMap string
 	// Limits are the lines of its file "limits".
 	Limits []string
+	// Alone leaves its cgroups to LXC.
+	Alone bool
 	// Lines are more of its configuration.
 	Lines []string
+	// Init is what its first process does first, in sh.
+	Init string
 }
 
 // Container is one that runs; as a Site, it is that of its root.
 type Container struct {
 	Site
-	Name    string
-	outer   *Site
-	stopped bool
+	Name string
 }
 
 // config is that of a container whose root file system has the programs of the
-// one outside; %s are the idmap, the directory, and more lines.
+// one outside; %s are the idmap, who makes the cgroups, the directory, and more
+// lines.
 const config = `lxc.include = /usr/share/lxc/config/common.conf
 %s
 lxc.include = /usr/share/lxc/config/nesting.conf
 lxc.apparmor.profile = unconfined
-lxc.include = /usr/share/lxc/config/cgmanager.conf
+lxc.include = /usr/share/lxc/config/cgmanager-socket.conf
+%s
 lxc.rootfs.path = dir:%s/rootfs
 lxc.net.0.type = empty
 lxc.mount.auto = cgroup:rw:force
@@ -271,7 +289,11 @@ func (s *Site) Make(t testing.TB, c Config) *Container {
 	if idmap != "" {
 		idmap = "lxc.include = /usr/share/lxc/config/userns.conf\nlxc.idmap = " + idmap
 	}
-	text := fmt.Sprintf(config, idmap, dir, strings.Join(c.Lines, "\n"))
+	cgroups := "lxc.include = /usr/share/lxc/config/cgmanager.conf"
+	if c.Alone {
+		cgroups = ""
+	}
+	text := fmt.Sprintf(config, idmap, cgroups, dir, strings.Join(c.Lines, "\n"))
 	script := `set -e; umask 022; mkdir -p ` + dir + `; cd ` + dir + `
 mkdir -p rootfs && cd rootfs
 mkdir usr etc proc sys dev run tmp root var mnt
@@ -285,6 +307,7 @@ cat >init <<'END'
 #!/bin/sh
 trap 'exit 0' PWR TERM
 trap 'exec busybox reboot -f' INT
+` + c.Init + `
 while :; do sleep 1000 & wait $!; done
 END
 chmod 755 init
@@ -296,10 +319,10 @@ cat >../config <<'END'
 	}
 	s.Do(t, script)
 	return &Container{
-		Name:  c.Name,
-		outer: s,
+		Name: c.Name,
 		Site: Site{
-			Dir: "/tmp",
+			Dir:   "/tmp",
+			outer: s,
 			command: func(ctx context.Context, script string) *exec.Cmd {
 				return s.command(ctx, fmt.Sprintf("exec lxc-attach -P %s -n %s -- sh -c %s", s.Dir, c.Name, Quote(toTop+script)))
 			},
@@ -366,10 +389,10 @@ func (c *Container) Pid(t testing.TB) string {
 	return strings.TrimSpace(c.outer.Do(t, fmt.Sprintf("lxc-info -P %s -n %s -p -H", c.outer.Dir, c.Name)))
 }
 
-// Stop ends the container, if it runs. Those in it are to be stopped before.
+// Stop ends the container, if it runs, with those in it.
 func (c *Container) Stop(t testing.TB) {
 	t.Helper()
-	if c.stopped {
+	if c.ended() {
 		return
 	}
 	c.stopped = true

@@ -34,8 +34,8 @@ var installed = []string{
 
 // lxc is what LXC reads, below /usr/share/lxc.
 var lxc = []string{
+	"config/cgmanager-socket.conf",
 	"config/cgmanager.conf",
-	"config/common.conf.d/cgmanager.conf",
 	"hooks/cgmanager-mount",
 	"hooks/cgmanager-start",
 }
