@@ -210,33 +210,6 @@ func gone(t *testing.T, host *lxc.Site) {
 	}
 }
 
-// TestKernelLXCNested: a container in a container in a container, of a user
-// without any privilege, by the same files at each level and without proxies.
-func TestKernelLXCNested(t *testing.T) {
-	host := lxc.Host(t)
-	u := host.User(t, "users/u1")
-	a := u.Start(t, lxc.Config{Name: "a", Limits: []string{"memory.limit=100M"}})
-	b := a.Start(t, lxc.Config{Name: "b", Limits: []string{"memory.limit=400M", "pids.limit=300"}, IDMap: lxc.IDMap(10000, 20000)})
-	says(t, &a.Site, "cgm get lxc.b memory.limit pids.limit", "memory.limit=419430400\npids.limit=300\n")
-	c := b.Start(t, lxc.Config{Name: "c", Limits: []string{"memory.limit=400M"}, IDMap: lxc.IDMap(1000, 5000)})
-	sibling := b.Start(t, lxc.Config{Name: "sibling", Limits: []string{"pids.limit=99"}, IDMap: lxc.IDMap(7000, 5000)})
-	for name, s := range map[string]*lxc.Site{"a": &a.Site, "b": &b.Site, "c": &c.Site} {
-		t.Run(name, func(t *testing.T) { works(t, s) })
-	}
-	t.Run("c confined", func(t *testing.T) { confined(t, &c.Site, &sibling.Site) })
-	t.Run("c bound by the limit of a", func(t *testing.T) { bound(t, &c.Site) })
-	t.Run("b bound by the limit of a", func(t *testing.T) { bound(t, &b.Site) })
-	says(t, &b.Site, "cgm get lxc.sibling pids.limit state", "pids.limit=99\nstate=thawed\n")
-	c.Stop(t)
-	sibling.Stop(t)
-	eventually(t, "those of c are gone in b", func() bool {
-		return !strings.Contains(b.Do(t, "cgm listchildren memory ''"), "lxc.")
-	})
-	b.Stop(t)
-	a.Stop(t)
-	gone(t, host)
-}
-
 // TestKernelLXCNoDaemon: where no daemon runs, a container that is to have the socket
 // starts without, and has nothing more than an empty directory in /run.
 func TestKernelLXCNoDaemon(t *testing.T) {
