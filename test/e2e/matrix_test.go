@@ -49,16 +49,9 @@ func TestKernelPrivilegeMatrixReplay(t *testing.T) {
 	if harness.Find(t, "memory").V2 { // which has no such file
 		rows = slices.DeleteFunc(rows, func(r matrix.Row) bool { return r.Key == "memory.oom_control" })
 	}
-	if harness.Emulated() {
-		// All of it would take an hour; each layout takes a share, and all of them
-		// together a third of it.
-		kinds := []string{"legacy", "split", "hybrid", "unified", "unified-6.12", "systemd-unified", "systemd-hybrid"}
-		first, n := max(slices.Index(kinds, os.Getenv("CGM_VM")), 0), 0
-		rows = slices.DeleteFunc(rows, func(matrix.Row) bool {
-			n++
-			return n%(3*len(kinds)) != first
-		})
-	}
+	// All of it would take an hour in an emulated machine; all of them together
+	// take a third of it.
+	rows = share(rows, 3*len(machines))
 	for _, who := range matrix.Requestors() {
 		t.Run(who.Name, func(t *testing.T) {
 			m.enter(t, who)
@@ -70,6 +63,22 @@ func TestKernelPrivilegeMatrixReplay(t *testing.T) {
 			}
 		})
 	}
+}
+
+// machines are the kinds of emulated machine.
+var machines = []string{"legacy", "split", "hybrid", "unified", "unified-6.12", "systemd-unified", "systemd-hybrid"}
+
+// share returns all, or, in an emulated machine, one of so many parts: what takes
+// long and depends on the layout little is spread over the kinds.
+func share[T any](all []T, parts int) []T {
+	if !harness.Emulated() {
+		return all
+	}
+	first, n := max(slices.Index(machines, os.Getenv("CGM_VM")), 0)%parts, 0
+	return slices.DeleteFunc(all, func(T) bool {
+		n++
+		return n%parts != first
+	})
 }
 
 // replay is the matrix's world, with one requestor at a time.
