@@ -564,6 +564,12 @@ func TestKernelProxyBadInput(t *testing.T) {
 		{"the same", "cgproxy --lower unix:path=" + dir + "/sock --listen unix:path=" + dir + "/sock", 2, []string{"--listen", "--lower"}},
 		{"no address", "cgproxy --lower tcp:host=x", 2, []string{"--lower", "unix:path=/PATH"}},
 		{"what is it", "cgproxy --wait 2h", 2, []string{"--wait"}},
+		{"a file of no place", "cgproxy --pidfile cgproxy.pid", 2, []string{"--pidfile", "absolute"}},
+		{"a file that cannot be", mine("--lower unix:path=" + w.d.Sock + " --pidfile /nonexistent/pid"), 1, []string{"--pidfile", "/nonexistent/pid", "no such file"}},
+		{
+			"a link for a file", "ln -s " + dir + "/there " + dir + "/link; " + mine("--lower unix:path="+w.d.Sock+" --pidfile "+dir+"/link") + "; r=$?; rm " + dir + "/link; exit $r", 1,
+			[]string{"--pidfile", "too many levels of symbolic links"},
+		},
 		{"in use", "cgproxy --lower unix:path=" + w.d.Sock + " --listen unix:path=" + dir + "/taken & p=$!; for i in {1..300}; do [ -S " + dir + "/taken ] && break; sleep 0.1; done; cgproxy --lower unix:path=" +
 			w.d.Sock + " --listen unix:path=" + dir + "/taken; r=$?; kill $p; wait $p; exit $r", 1, []string{"another daemon answers there", "hint:"}},
 		{
