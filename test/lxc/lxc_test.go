@@ -214,13 +214,14 @@ func gone(t *testing.T, host *lxc.Site) {
 // starts without, and has nothing more than an empty directory in /run.
 func TestKernelLXCNoDaemon(t *testing.T) {
 	host := lxc.Idle(t)
+	t.Cleanup(func() {
+		// LXC leaves that of the process which removed the others.
+		host.Do(t, "find /sys/fs/cgroup/ -depth -type d -name lxc.pivot -exec rmdir {} +")
+		gone(t, host)
+	})
 	c := host.Start(t, lxc.Config{Name: "c1", Alone: true, Init: "touch /run/mine"})
 	says(t, &c.Site, "find /run; stat -f -c %T /run; cgm ping 2>&1 | grep -o 'cannot reach cgmanager'",
 		"/run\n/run/mine\n/run/cgmanager\ntmpfs\ncannot reach cgmanager\n")
-	c.Stop(t)
-	// LXC leaves that of the process which removed the others.
-	host.Do(t, "find /sys/fs/cgroup/ -depth -type d -name lxc.pivot -exec rmdir {} +")
-	gone(t, host)
 }
 
 // TestKernelLXCRefused: a container that is to have limits does not start without
