@@ -160,7 +160,7 @@ func (s *Set) bind(token string, all []attached) error {
 	}
 	for _, a := range all {
 		if slices.Contains(a.tokens, token) {
-			return s.add(a, nil)
+			return s.addUnmounted(a)
 		}
 	}
 	if !strings.HasPrefix(token, "name=") {
@@ -171,10 +171,16 @@ func (s *Set) bind(token string, all []attached) error {
 			return fmt.Errorf("mount %s: cgroup v2 has this controller and keeps it", token)
 		}
 	}
-	if err := s.add(attached{tokens: []string{token}}, nil); err != nil {
+	return s.addUnmounted(attached{tokens: []string{token}})
+}
+
+// addUnmounted is add for a hierarchy that nobody has mounted. The kernel numbers
+// it anew: one that was listed may have been about to go with its last mount, in
+// another daemon that has just ended.
+func (s *Set) addUnmounted(a attached) error {
+	if err := s.add(a, nil); err != nil {
 		return err
 	}
-	// The kernel has given the new hierarchy a number.
 	h := s.hierarchies[len(s.hierarchies)-1]
 	self, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -184,13 +190,13 @@ func (s *Set) bind(token string, all []attached) error {
 	if err != nil {
 		return err
 	}
-	for _, a := range now {
+	for _, a := range now { // the newest comes first
 		if slices.Equal(a.tokens, h.controllers) {
 			h.id = a.id
 			return nil
 		}
 	}
-	return fmt.Errorf("mount %s: %w", token, ErrNoController)
+	return fmt.Errorf("mount %s: %w", h.name, ErrNoController)
 }
 
 // validToken keeps options of the mount ("none", "noprefix", "release_agent=")
