@@ -107,7 +107,7 @@ func TestInstall(t *testing.T) {
 				}
 			}
 			for f, mode := range found {
-				program := strings.Contains(f, "bin/") || strings.Contains(f, "/init.d/") || strings.Contains(f, "/hooks/") || strings.HasSuffix(f, "/run")
+				program := strings.Contains(f, "bin/") || strings.Contains(f, "/init.d/") || strings.Contains(f, "/hooks/") || strings.HasSuffix(f, "/run") || strings.HasSuffix(f, "/check")
 				if program != (mode.Perm() == 0o755) || !program && mode.Perm() != 0o644 {
 					t.Errorf("%s has mode %o", f, mode.Perm())
 				}
