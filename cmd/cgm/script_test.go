@@ -139,7 +139,7 @@ func TestKernelScripts(t *testing.T) {
 	}
 	path := filepath.Dir(harness.Binary(t, "cgm")) + ":" + bin + ":" + os.Getenv("PATH")
 	memory := harness.Find(t, "memory")
-	for _, file := range files {
+	for _, file := range harness.Share(files, 2) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			tree := harness.NewTree(t)
 			tree.Make("box", 0, 0)

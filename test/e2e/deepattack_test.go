@@ -57,7 +57,7 @@ func TestKernelDeepAttacks(t *testing.T) {
 				"privileged container": privilegedContainer,
 				"lying proxies":        lyingProxies,
 			}
-			for _, name := range share(slices.Sorted(maps.Keys(attacks)), 5) {
+			for _, name := range harness.Share(slices.Sorted(maps.Keys(attacks)), 5) {
 				t.Run(name, func(t *testing.T) { attacks[name](t, deepWorld(depth)) })
 			}
 		})

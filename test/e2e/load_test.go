@@ -215,13 +215,12 @@ func TestKernelUnderLoad(t *testing.T) {
 }
 
 func underLoad(t *testing.T, killed bool) {
-	const restarts = 10
-	span, processes, each := 30*time.Second, 8, 8
+	restarts, span, processes, each := 10, 30*time.Second, 8, 8
 	if testing.Short() {
 		span = 5 * time.Second
 	}
 	if harness.Emulated() {
-		span = 20 * time.Second
+		restarts, span = 4, 10*time.Second
 	}
 	r := newReplacement(t)
 	tree := harness.NewTree(t)
@@ -251,7 +250,7 @@ func underLoad(t *testing.T, killed bool) {
 	}
 	var gaps []time.Duration
 	for range restarts {
-		time.Sleep(span / (restarts + 2))
+		time.Sleep(span / time.Duration(restarts+2))
 		start := time.Now()
 		if killed {
 			d.kill9()

@@ -51,7 +51,7 @@ func TestKernelPrivilegeMatrixReplay(t *testing.T) {
 	}
 	// All of it would take an hour in an emulated machine; all of them together
 	// take a third of it.
-	rows = share(rows, 3*len(machines))
+	rows = harness.Share(rows, 21)
 	for _, who := range matrix.Requestors() {
 		t.Run(who.Name, func(t *testing.T) {
 			m.enter(t, who)
@@ -63,22 +63,6 @@ func TestKernelPrivilegeMatrixReplay(t *testing.T) {
 			}
 		})
 	}
-}
-
-// machines are the kinds of emulated machine.
-var machines = []string{"legacy", "split", "hybrid", "unified", "unified-6.12", "systemd-unified", "systemd-hybrid"}
-
-// share returns all, or, in an emulated machine, one of so many parts: what takes
-// long and depends on the layout little is spread over the kinds.
-func share[T any](all []T, parts int) []T {
-	if !harness.Emulated() {
-		return all
-	}
-	first, n := max(slices.Index(machines, os.Getenv("CGM_VM")), 0)%parts, 0
-	return slices.DeleteFunc(all, func(T) bool {
-		n++
-		return n%parts != first
-	})
 }
 
 // replay is the matrix's world, with one requestor at a time.

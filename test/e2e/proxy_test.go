@@ -224,7 +224,10 @@ func TestKernelProxySame(t *testing.T) {
 	outer := w.box("c1")
 	first := startProxy(t, outer.Proc, w.d.Sock)
 	answers := map[string][]string{}
-	vias := []string{"the daemon", "a proxy", "two proxies", "the outer proxy"}
+	vias := []string{"the daemon", "two proxies", "a proxy", "the outer proxy"}
+	if harness.Emulated() {
+		vias = vias[:2]
+	}
 	for i, via := range vias {
 		b := outer.box(fmt.Sprint("i", i))
 		sock := w.d.Sock

@@ -201,6 +201,22 @@ func PublicDir(t testing.TB) string {
 // Emulated says that the machine is an emulated one, which is many times slower.
 func Emulated() bool { return os.Getenv("CGM_VM") != "" }
 
+// machines are the kinds of emulated machine.
+var machines = []string{"legacy", "split", "hybrid", "unified", "unified-6.12", "systemd-unified", "systemd-hybrid"}
+
+// Share returns all, or, in an emulated machine, one of so many parts: what takes
+// long and depends on the layout little is spread over the kinds.
+func Share[T any](all []T, parts int) []T {
+	if !Emulated() {
+		return all
+	}
+	first, n := max(slices.Index(machines, os.Getenv("CGM_VM")), 0)%parts, 0
+	return slices.DeleteFunc(all, func(T) bool {
+		n++
+		return n%parts != first
+	})
+}
+
 // Rounds returns n, or far fewer with -short.
 func Rounds(n int) int {
 	if testing.Short() {
