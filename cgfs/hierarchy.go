@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -251,7 +252,22 @@ func bare(token string) string { return strings.TrimPrefix(token, "name=") }
 
 // mountDetached mounts the v1 hierarchy with exactly these controllers and
 // name, or with no tokens that of v2, without attaching it anywhere.
-func mountDetached(tokens []string) (_ int, err error) {
+func mountDetached(tokens []string) (fd int, err error) {
+	// One whose last mount went away a moment ago is waited for by the kernel, which
+	// then starts the call again (EINTR), and refuses it: the context is in use.
+	for end := time.Now().Add(dyingWait); ; time.Sleep(10 * time.Millisecond) {
+		fd, err = tryMount(tokens)
+		again := errors.Is(err, unix.EINTR) || errors.Is(err, unix.EBUSY)
+		if !again || time.Now().After(end) {
+			return fd, err
+		}
+	}
+}
+
+// dyingWait is how long a hierarchy that is going is waited for.
+const dyingWait = time.Second
+
+func tryMount(tokens []string) (_ int, err error) {
 	fstype, magic := "cgroup", int64(unix.CGROUP_SUPER_MAGIC)
 	if len(tokens) == 0 {
 		fstype, magic = "cgroup2", unix.CGROUP2_SUPER_MAGIC
@@ -283,13 +299,7 @@ func mountDetached(tokens []string) (_ int, err error) {
 			return -1, os.NewSyscallError("fsconfig", err)
 		}
 	}
-	// A hierarchy whose last mount went away a moment ago may still be dying.
-	for range maxAgain {
-		if err = unix.FsconfigCreate(ctx); !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
+	if err := unix.FsconfigCreate(ctx); err != nil {
 		return -1, os.NewSyscallError("fsconfig", err)
 	}
 	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
