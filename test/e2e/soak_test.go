@@ -242,6 +242,9 @@ func TestKernelSoak(t *testing.T) {
 	if testing.Short() {
 		cycles, warmUp, chains, alive = 400, 40, 10, 90
 	}
+	if harness.Emulated() {
+		cycles = 160
+	}
 	window := min(soakWindow, cycles/2)
 	w := &world{T: t, Tree: harness.NewTree(t), d: harness.StartDaemon(t, "--log-level", "info")}
 	b := w.box("c1")
@@ -334,7 +337,11 @@ func TestKernelSoak(t *testing.T) {
 		was, is := typical(of(first)), typical(of(last))
 		t.Logf("%s: %d KiB, %d files, %d threads; in the last %d cycles %d KiB, %d, %d", name,
 			was.rss>>10, was.fds, was.threads, window, is.rss>>10, is.fds, is.threads)
-		if is.rss > was.rss+soakRSS || is.fds > was.fds || is.threads > was.threads+soakThreads {
+		grown := soakRSS
+		if testing.Short() {
+			grown *= 4 // so early a heap still finds its size
+		}
+		if is.rss > was.rss+grown || is.fds > was.fds || is.threads > was.threads+soakThreads {
 			t.Errorf("the %s grows: %+v, then %+v", name, was, is)
 		}
 	}
