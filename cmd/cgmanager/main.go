@@ -111,13 +111,5 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return service.ExitOK
 	}
-	if o.daemon && !service.InBackground() {
-		return service.Background(stderr)
-	}
-	log := service.NewLog(stderr, o.logLevel)
-	if err := serve(o, log); err != nil {
-		log.Error(err)
-		return service.ExitFailure
-	}
-	return service.ExitOK
+	return service.Run(o.daemon, o.logLevel, stderr, func(log *logrus.Logger) error { return serve(o, log) })
 }

@@ -49,9 +49,9 @@ const (
 // Version is the program's.
 func Version() string { return version.String() }
 
-// NewLog returns a log that writes to stderr. The level is one that
+// newLog returns a log that writes to stderr. The level is one that
 // logrus.ParseLevel knows.
-func NewLog(stderr io.Writer, level string) *logrus.Logger {
+func newLog(stderr io.Writer, level string) *logrus.Logger {
 	log := logrus.New()
 	log.SetOutput(stderr)
 	if l, err := logrus.ParseLevel(level); err == nil {
@@ -76,7 +76,7 @@ func Prepare() {
 		debug.SetGCPercent(25)
 	}
 	syscall.Umask(0o022) // modes of cgroups and sockets do not depend on who started us
-	if InBackground() {
+	if inBackground() {
 		awaitInit()
 		// By this name service managers know it again. It is "exe" by how it
 		// was started.
@@ -169,21 +169,35 @@ const (
 	readyFD        = 3
 )
 
-// Background starts the program again in a session of its own and waits until
+// Run is a service's life: in the background where background is set, with a log to
+// stderr. It returns the exit code.
+func Run(background bool, level string, stderr io.Writer, serve func(*logrus.Logger) error) int {
+	if background && !inBackground() {
+		return startBackground(stderr)
+	}
+	log := newLog(stderr, level)
+	if err := serve(log); err != nil {
+		log.Error(err)
+		return ExitFailure
+	}
+	return ExitOK
+}
+
+// startBackground starts the program again in a session of its own and waits until
 // it serves, or has failed.
-func Background(stderr io.Writer) int {
+func startBackground(stderr io.Writer) int {
 	if os.Getenv(backgroundEnv) == betweenProgram {
 		if err := again(strconv.Itoa(os.Getpid()), os.NewFile(readyFD, "ready")).Start(); err != nil {
-			return inBackground(stderr, err)
+			return failed(stderr, err)
 		}
 		return ExitOK
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return inBackground(stderr, err)
+		return failed(stderr, err)
 	}
 	if err := again(betweenProgram, w).Run(); err != nil {
-		return inBackground(stderr, err)
+		return failed(stderr, err)
 	}
 	_ = w.Close()
 	var b [1]byte
@@ -193,7 +207,7 @@ func Background(stderr io.Writer) int {
 	return ExitFailure // it has said why
 }
 
-func inBackground(stderr io.Writer, err error) int {
+func failed(stderr io.Writer, err error) int {
 	fmt.Fprintf(stderr, "%s: going to the background: %v\n", filepath.Base(os.Args[0]), err)
 	return ExitFailure
 }
@@ -210,8 +224,8 @@ func again(what string, ready *os.File) *exec.Cmd {
 	return cmd
 }
 
-// InBackground reports whether this process is the one that Background started.
-func InBackground() bool {
+// inBackground reports whether this process is the one that startBackground started.
+func inBackground() bool {
 	what := os.Getenv(backgroundEnv)
 	return what != "" && what != betweenProgram
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"strconv"
 
-	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
 	"cgmanager/cgfs/cgtest"
@@ -99,22 +98,9 @@ func (c *Client) Call(iface, member string, args ...any) ([]any, error) {
 			return nil, err
 		}
 	}
-	n := messageLen(c.buf)
-	msg, err := dbus.DecodeMessage(bytes.NewReader(c.buf[:n]))
-	if err != nil {
-		return nil, fmt.Errorf("the daemon's message: %w", err)
+	to, values, rest, err := answer(c.buf, fmt.Sprint(member, args))
+	if c.buf = rest; err == nil && to != c.serial {
+		err = fmt.Errorf("an answer to request %d, not %d", to, c.serial)
 	}
-	c.buf = c.buf[n:]
-	if to, _ := msg.Headers[dbus.FieldReplySerial].Value().(uint32); to != c.serial {
-		return nil, fmt.Errorf("an answer to request %d, not %d", to, c.serial)
-	}
-	if msg.Type == dbus.TypeError {
-		e := &DBusError{asked: fmt.Sprint(member, args)}
-		e.Name, _ = msg.Headers[dbus.FieldErrorName].Value().(string)
-		if len(msg.Body) > 0 {
-			e.Text, _ = msg.Body[0].(string)
-		}
-		return nil, e
-	}
-	return msg.Body, nil
+	return values, err
 }

@@ -215,27 +215,31 @@ func (c *Conn) Reply() ([]any, error) {
 				return nil, err
 			}
 		}
-		n := messageLen(c.buf)
-		msg, err := dbus.DecodeMessage(bytes.NewReader(c.buf[:n]))
-		if err != nil {
-			return nil, fmt.Errorf("the daemon's message: %w", err)
-		}
-		c.buf = c.buf[n:]
-		if to, _ := msg.Headers[dbus.FieldReplySerial].Value().(uint32); to != c.serial {
-			continue
-		}
-		switch msg.Type {
-		case dbus.TypeMethodReply:
-			return msg.Body, nil
-		case dbus.TypeError:
-			e := &DBusError{asked: c.asked}
-			e.Name, _ = msg.Headers[dbus.FieldErrorName].Value().(string)
-			if len(msg.Body) > 0 {
-				e.Text, _ = msg.Body[0].(string)
-			}
-			return nil, e
+		to, values, rest, err := answer(c.buf, c.asked)
+		if c.buf = rest; to == c.serial || to == 0 && err != nil {
+			return values, err
 		}
 	}
+}
+
+// answer reads the first message of b, which is whole: to which request it is the
+// answer, and what it says, an error as a *DBusError. asked is the request.
+func answer(b []byte, asked string) (to uint32, values []any, rest []byte, err error) {
+	n := messageLen(b)
+	msg, err := dbus.DecodeMessage(bytes.NewReader(b[:n]))
+	if err != nil {
+		return 0, nil, b[n:], fmt.Errorf("the daemon's message: %w", err)
+	}
+	to, _ = msg.Headers[dbus.FieldReplySerial].Value().(uint32)
+	if msg.Type == dbus.TypeError {
+		e := &DBusError{asked: asked}
+		e.Name, _ = msg.Headers[dbus.FieldErrorName].Value().(string)
+		if len(msg.Body) > 0 {
+			e.Text, _ = msg.Body[0].(string)
+		}
+		return to, nil, b[n:], e
+	}
+	return to, msg.Body, b[n:], nil
 }
 
 func complete(b []byte) bool { return len(b) >= 16 && len(b) >= messageLen(b) }
