@@ -107,7 +107,9 @@ func TestKernelDeepProxies(t *testing.T) {
 			t.Run("cgm", func(t *testing.T) { deepDay(w.sub(t), b, "", true) })
 			t.Run("cgm, a whole day", func(t *testing.T) { deepCgm(w.sub(t), b) })
 			t.Run("absolute names", func(t *testing.T) { deepAbs(w.sub(t), b) })
-			t.Run("the same answers", func(t *testing.T) { deepSame(w.sub(t), b) })
+			if !harness.Emulated() || name == "C" {
+				t.Run("the same answers", func(t *testing.T) { deepSame(w.sub(t), b) })
+			}
 		})
 	}
 }

@@ -25,6 +25,7 @@ func TestKernelLXCHookLinks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.Command("unshare", "-m", "sh", "-ec", `
+mount -t ramfs none "$1" # the directory for tests may be on a tmpfs, which is what is looked for
 cd "$1"
 mkdir root host
 mount -t tmpfs none host
