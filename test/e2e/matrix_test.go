@@ -411,7 +411,7 @@ func (m *replay) replay(row matrix.Row) {
 	}
 	_, m.logged = m.d.LogSince(m.logged)
 	a := answer{err: m.ask(row)}
-	ended := a.err != nil && !m.r.Alive()
+	ended := errors.Is(a.err, harness.ErrGone) || a.err != nil && !m.r.Alive()
 	if ended { // killed, which the daemon goes on with until it has told its log
 		eventually(m.t, row.String(), func() bool { return m.clause(&a) })
 		a.err = nil
