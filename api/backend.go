@@ -12,6 +12,10 @@ type Cred struct {
 // NoID is the id that stands for "unknown" or "leave as it is": (uid_t)-1.
 const NoID = ^uint32(0)
 
+// MaxHops bounds a chain of those for whom a peer acts (ActFor): user and pid
+// namespaces nest 32 deep, and who acts for whom follows them.
+const MaxHops = 32
+
 // Peer is what a Backend remembers about the process that opened a connection.
 // The transport asks for it once a connection and closes it with the connection.
 // Its methods may be called from several goroutines.

@@ -9,10 +9,6 @@ import (
 	"cgmanager/privcheck"
 )
 
-// maxLinks bounds a chain: user and pid namespaces nest 32 deep, and who acts
-// for whom follows them.
-const maxLinks = 32
-
 // link is one of those through whom a request comes: the opener of a connection,
 // or somebody for whom the opener acts.
 type link struct {
@@ -38,8 +34,8 @@ func (m *Manager) ActFor(rq *api.Request) error {
 	}
 	c := &call{m: m, op: "ActFor"}
 	links := p.links()
-	if len(links) > maxLinks {
-		return api.Errorf(api.Limit, "ActFor: more than %d proxies in a row", maxLinks)
+	if len(links) > api.MaxHops {
+		return api.Errorf(api.Limit, "ActFor: more than %d proxies in a row", api.MaxHops)
 	}
 	proc, err := identity.Open(rq.Sender.PID, -1)
 	if err != nil {

@@ -124,9 +124,6 @@ func (c *peer) hangUp() {
 	}
 }
 
-// maxHops bounds a chain: namespaces nest no deeper.
-const maxHops = 32
-
 // ActFor implements api.CGManager1: the client is a proxy itself, and names one
 // for whom it asks.
 func (p *Proxy) ActFor(rq *api.Request) error {
@@ -136,8 +133,8 @@ func (p *Proxy) ActFor(rq *api.Request) error {
 		return err
 	}
 	defer c.release()
-	if len(c.hops) >= maxHops {
-		return api.Errorf(api.Limit, "%s: more than %d proxies in a row", op, maxHops)
+	if len(c.hops) >= api.MaxHops {
+		return api.Errorf(api.Limit, "%s: more than %d proxies in a row", op, api.MaxHops)
 	}
 	h, err := hold(rq.Sender, -1)
 	if err != nil {
