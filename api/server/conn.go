@@ -225,7 +225,7 @@ func (c *conn) close() {
 		return
 	}
 	c.watch(0)
-	c.s.closers.submit(&closing{s: c.s, fds: []int{c.fd}, done: c.unref}, c.accounts)
+	c.s.closers.submit(leaving{c}, c.accounts)
 }
 
 // unread returns how many bytes wait in a socket (SIOCINQ, unix(7)).

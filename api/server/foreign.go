@@ -54,19 +54,64 @@ type closing struct {
 }
 
 func (c *closing) run(buf []byte) []byte {
-	for _, fd := range c.fds {
-		// So that close does not wait for data to be sent. It fails on what
-		// is not a socket, and asks nothing of a file system.
-		err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
-		if err != nil && !errors.Is(err, unix.ENOTSOCK) {
-			c.s.log.WithError(err).Debug("setsockopt SO_LINGER")
-		}
-		c.s.closeFD(fd)
-	}
+	c.s.closeStrange(c.fds)
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
 	c.done()
 	return buf
+}
+
+// closeStrange closes descriptors as a closer does.
+func (s *Server) closeStrange(fds []int) {
+	for _, fd := range fds {
+		// So that close does not wait for data to be sent. It fails on what
+		// is not a socket, and asks nothing of a file system.
+		err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
+		if err != nil && !errors.Is(err, unix.ENOTSOCK) {
+			s.log.WithError(err).Debug("setsockopt SO_LINGER")
+		}
+		s.closeFD(fd)
+	}
+}
+
+// leaving is the task that closes a connection, to which its peer sends no more,
+// with what waits in it unread: descriptors that the kernel dropped there would
+// linger.
+type leaving struct{ c *conn }
+
+func (l leaving) run(buf []byte) []byte {
+	c, s := l.c, l.c.s
+	var (
+		receiver wire.Receiver
+		data     [4096]byte
+	)
+	for s.reserve(c) {
+		got, err := receiver.Recv(c.fd, data[:])
+		s.closeStrange(got.FDs)
+		s.mu.Lock()
+		s.chargeForeign(c.accounts, -wire.MaxFDs)
+		s.mu.Unlock()
+		if got.N == 0 || err != nil && !errors.Is(err, wire.ErrControl) {
+			break
+		}
+	}
+	s.closeFD(c.fd)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.unref()
+	return buf
+}
+
+// reserve charges what one message can bring, and reports whether there was room
+// for it.
+func (s *Server) reserve(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.foreignFull() {
+		return false
+	}
+	s.chargeForeign(c.accounts, wire.MaxFDs)
+	return true
 }
 
 // closeFD closes a descriptor. On Linux it is closed whatever close returns.

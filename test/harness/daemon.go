@@ -111,6 +111,19 @@ func (d *Daemon) Alive() bool {
 // FDs returns how many files the daemon has open.
 func (d *Daemon) FDs() int { return d.count("fd") }
 
+// Files says what each of its descriptors is (proc_pid_fd(5)).
+func (d *Daemon) Files() map[string]string {
+	files := map[string]string{}
+	dir := filepath.Join("/proc", strconv.Itoa(d.PID), "fd")
+	e, _ := os.ReadDir(dir) // a daemon that ended has none
+	for _, e := range e {
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil {
+			files[e.Name()] = to
+		}
+	}
+	return files
+}
+
 // Pause stops the daemon wherever it is, so that what races with it wins;
 // Resume lets it go on.
 func (d *Daemon) Pause() error { return Pause(d.PID) }
