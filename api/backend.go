@@ -99,6 +99,7 @@ type Backend interface {
 	Open(opener Cred, pidfd int) (Peer, error)
 	CGManager1
 	CGManager0
+	RealtimeKit1
 }
 
 // CGManager1 is the interface org.linuxcontainers.CGManager1. Names are
@@ -151,6 +152,86 @@ type CGManager1 interface {
 	// judged as if it were the opener of a connection of its own; all the
 	// others, from the peer inwards, are proxies between.
 	ActFor(rq *Request) error
+	// ListGrants returns the grants of realtime and of high priority that the
+	// requestor may know of, the oldest first: its own, those of the processes
+	// that it has privilege over, all of them for host root.
+	ListGrants(rq *Request) ([]Grant, error)
+	// Grant gives a thread a scheduling policy and keeps watch over it.
+	// thread is a thread id in the requestor's pid namespace; policy is "rr" or
+	// "fifo" with the priority as level, or "other" with the nice level.
+	Grant(rq *Request, thread uint32, policy string, level int32) error
+	// Revoke takes a grant back: the thread is SCHED_OTHER at nice 0 again.
+	Revoke(rq *Request, thread uint32) error
+	// GrantLimits raises the resource limits of a process to what the policy file
+	// gives it, so that it can make its threads realtime, and lock memory, by
+	// itself. It returns what was given, by the names of setrlimit(2) in lower
+	// case ("rtprio", "nice", "memlock", "rttime").
+	GrantLimits(rq *Request, pid uint32) (map[string]string, error)
+	// RevokeLimits takes that back from the process and all its descendants in
+	// its container, whose threads are SCHED_OTHER again. It returns those that it
+	// could not reach.
+	RevokeLimits(rq *Request, pid uint32) (unreached []uint32, err error)
+}
+
+// Grant is an entry of ListGrants.
+type Grant struct {
+	// PID, TID and UID are the requestor's numbers of the thread and its owner;
+	// NoID where the owner is not mapped there. TID is 0 of limits.
+	PID, TID, UID uint32
+	// Policy is "rr", "fifo", "other" or "limits", Level the priority, or the
+	// nice level.
+	Policy string
+	Level  int32
+	// Since is when it was granted, in seconds since 1970.
+	Since int64
+	// CPU is what the thread has used since, in microseconds.
+	CPU uint64
+	// State is "granted", or "demoted" where the watchdog has taken it back for
+	// now.
+	State string
+}
+
+// RealtimeKit1 is rtkit's interface org.freedesktop.RealtimeKit1. What fails is
+// told by the kind of the error (RealtimeError). Numbers are those of the
+// requestor's pid namespace.
+type RealtimeKit1 interface {
+	// RealtimeRefused returns the error with which every request of the peer's is
+	// answered for now, whatever its arguments, or nil. It does not wait.
+	RealtimeRefused(rq *Request) error
+	// MakeThreadRealtime gives a thread realtime scheduling at a priority.
+	MakeThreadRealtime(rq *Request, t Thread, priority uint32) error
+	// MakeThreadHighPriority gives a thread a nice level.
+	MakeThreadHighPriority(rq *Request, t Thread, nice int32) error
+	// ResetKnown takes back every grant. Host root's alone.
+	ResetKnown(rq *Request) error
+	// ResetAll makes every realtime thread of the host SCHED_OTHER but those of
+	// root's. Host root's alone.
+	ResetAll(rq *Request) error
+	// Exit takes back every grant, gives up the name on the system bus and grants
+	// no more until the daemon is started again, or asked over the bus by
+	// activation. Host root's alone.
+	Exit(rq *Request) error
+	// RealtimeProperties returns the properties, as they hold for the requestor.
+	RealtimeProperties(rq *Request) (RealtimeProperties, error)
+}
+
+// Thread names a thread as rtkit's clients do.
+type Thread struct {
+	// Process is the number of its process, unless it is the requestor's own.
+	Process uint64
+	// Own says that it is; so do the Processes 2^32-1 and 2^64-1.
+	Own bool
+	// ID is the number of the thread, 0 the process's first one.
+	ID uint64
+}
+
+// RealtimeProperties are the properties of RealtimeKit1.
+type RealtimeProperties struct {
+	// RTTimeUSecMax is the highest hard RLIMIT_RTTIME with which a process gets
+	// realtime, in microseconds.
+	RTTimeUSecMax int64
+	// MaxRealtimePriority and MinNiceLevel are the bounds of what is granted.
+	MaxRealtimePriority, MinNiceLevel int32
 }
 
 // CGManager0 is the interface org.linuxcontainers.cgmanager0_0, the original

@@ -89,6 +89,43 @@ func ErrorName(k Kind) string {
 	return "org.freedesktop.DBus.Error.Failed"
 }
 
+// The errors of RealtimeInterface: a D-Bus name, and the text of an errno, which
+// is all that rtkit says.
+const (
+	errorFailed = "org.freedesktop.DBus.Error.Failed"
+	errorDenied = "org.freedesktop.DBus.Error.AccessDenied"
+)
+
+// RealtimeError returns the D-Bus name and the text by which RealtimeInterface
+// tells of a kind of error, as rtkit's clients know them.
+func RealtimeError(k Kind) (name, text string) {
+	switch k {
+	case Denied, Unsupported:
+		return errorDenied, "Operation not permitted"
+	case Busy, Limit, Exists:
+		return errorDenied, "Device or resource busy"
+	case NotFound:
+		return errorFailed, "No such file or directory"
+	case Invalid:
+		return errorFailed, "Invalid argument"
+	case Internal:
+	}
+	return errorFailed, "Input/output error"
+}
+
+// RealtimeKind returns the kind of an error of RealtimeInterface.
+func RealtimeKind(name, text string) Kind {
+	for _, k := range []Kind{Denied, Busy, NotFound, Invalid} {
+		if n, t := RealtimeError(k); n == name && t == text {
+			return k
+		}
+	}
+	if name == errorDenied {
+		return Denied
+	}
+	return Internal
+}
+
 // NamedKind returns the kind of error that has the D-Bus name, and whether
 // there is one.
 func NamedKind(name string) (Kind, bool) {

@@ -7,26 +7,36 @@ const introspectHead = `<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object 
 `
 
 // Introspect returns the introspection XML of the object at path, and false
-// if there is no such object: one exists at ObjectPath and at each path above
-// it (D-Bus specification, "Introspection Data Format").
+// if there is no such object: there is one at each path of Interfaces, and at
+// every path above those (D-Bus specification, "Introspection Data Format").
 func Introspect(path string) (string, bool) {
 	var b strings.Builder
 	b.WriteString(introspectHead)
-	if path == ObjectPath {
-		b.WriteString("<node name=\"" + ObjectPath + "\">\n")
+	if path == ObjectPath || path == RealtimePath {
+		b.WriteString("<node name=\"" + path + "\">\n")
 		for _, i := range Interfaces() {
-			i.writeXML(&b)
+			if i.Path == "" || i.Path == path {
+				i.writeXML(&b)
+			}
 		}
 		b.WriteString("</node>\n")
 		return b.String(), true
 	}
-	rest, ok := strings.CutPrefix(ObjectPath, strings.TrimSuffix(path, "/")+"/")
-	if !ok || path == "" || path != "/" && strings.HasSuffix(path, "/") {
+	if path == "" || path != "/" && strings.HasSuffix(path, "/") {
 		return "", false
 	}
-	child, _, _ := strings.Cut(rest, "/")
-	b.WriteString("<node>\n  <node name=\"" + child + "\"/>\n</node>\n")
-	return b.String(), true
+	last := ""
+	b.WriteString("<node>\n")
+	for _, object := range []string{RealtimePath, ObjectPath} {
+		rest, ok := strings.CutPrefix(object, strings.TrimSuffix(path, "/")+"/")
+		child, _, _ := strings.Cut(rest, "/")
+		if ok && child != last {
+			b.WriteString("  <node name=\"" + child + "\"/>\n")
+			last = child
+		}
+	}
+	b.WriteString("</node>\n")
+	return b.String(), last != ""
 }
 
 func (i *Interface) writeXML(b *strings.Builder) {

@@ -4,12 +4,16 @@ import "strings"
 
 // Names on the wire (docs/PROTOCOL.md).
 const (
-	// ObjectPath is the object that serves both interfaces.
+	// ObjectPath is the object that serves the two interfaces for cgroups.
 	ObjectPath = "/org/linuxcontainers/cgmanager"
+	// RealtimePath is the object that serves RealtimeInterface.
+	RealtimePath = "/org/freedesktop/RealtimeKit1"
 	// Interface0 is the original daemon's interface.
 	Interface0 = "org.linuxcontainers.cgmanager0_0"
 	// Interface1 is this project's own.
 	Interface1 = "org.linuxcontainers.CGManager1"
+	// RealtimeInterface is rtkit's interface, and the name that it has on a bus.
+	RealtimeInterface = "org.freedesktop.RealtimeKit1"
 	// BusName is a name that the daemon answers to where a client insists on
 	// one; the destination of a message is ignored.
 	BusName = "org.linuxcontainers.cgmanager"
@@ -44,9 +48,10 @@ type Method struct {
 // Property is a property of an interface; all are read-only.
 type Property struct{ Name, Type string }
 
-// Interface is a D-Bus interface.
+// Interface is a D-Bus interface. One with a Path is of the object there, the
+// others are of every object.
 type Interface struct {
-	Name       string
+	Name, Path string
 	Methods    []Method
 	Properties []Property
 }
@@ -65,12 +70,15 @@ func signature(args []Arg) string {
 	return s.String()
 }
 
-// Interfaces returns the interfaces that ObjectPath serves, in the order in
-// which a call without an interface looks for its method.
+// Interfaces returns the interfaces that are served, in the order in which a
+// call without an interface looks for its method.
 func Interfaces() []Interface {
 	return []Interface{
-		{Name: Interface0, Methods: methods0(), Properties: []Property{{"api_version", "i"}}},
-		{Name: Interface1, Methods: methods1(), Properties: []Property{{"Version", "s"}}},
+		{Name: Interface0, Path: ObjectPath, Methods: methods0(), Properties: []Property{{"api_version", "i"}}},
+		{Name: Interface1, Path: ObjectPath, Methods: methods1(), Properties: []Property{{"Version", "s"}}},
+		{Name: RealtimeInterface, Path: RealtimePath, Methods: methodsRealtime(), Properties: []Property{
+			{"RTTimeUSecMax", "x"}, {"MaxRealtimePriority", "i"}, {"MinNiceLevel", "i"},
+		}},
 		standard("org.freedesktop.DBus.Peer",
 			Method{Name: "Ping"},
 			Method{Name: "GetMachineId", Out: []Arg{{"machine_uuid", "s"}}}),
@@ -136,6 +144,7 @@ func methods1() []Method {
 		name        = Arg{"name", "s"}
 		controllers = Arg{"controllers", "as"}
 		values      = Arg{"values", "a{ss}"}
+		thread      = Arg{"thread", "u"}
 		in          = func(a ...Arg) []Arg { return a }
 	)
 	return []Method{
@@ -154,5 +163,30 @@ func methods1() []Method {
 		{Name: "Kill", In: in(name), Changes: true},
 		{Name: "Delegate", In: in(name, controllers), Out: in(Arg{"path", "s"}), Changes: true},
 		{Name: "ActFor", Holds: true},
+		{Name: "ListGrants", Out: in(Arg{"grants", "a(uuusixts)"})},
+		{Name: "Grant", In: in(thread, Arg{"policy", "s"}, Arg{"level", "i"}), Changes: true},
+		{Name: "Revoke", In: in(thread), Changes: true},
+		{Name: "GrantLimits", In: in(Arg{"pid", "u"}), Out: in(Arg{"limits", "a{ss}"}), Changes: true},
+		{Name: "RevokeLimits", In: in(Arg{"pid", "u"}), Out: in(Arg{"unreached", "au"}), Changes: true},
+	}
+}
+
+// methodsRealtime are rtkit's; the names of its arguments too.
+func methodsRealtime() []Method {
+	var (
+		process  = Arg{"process", "t"}
+		thread   = Arg{"thread", "t"}
+		priority = Arg{"priority", "u"}
+		nice     = Arg{"priority", "i"}
+		in       = func(a ...Arg) []Arg { return a }
+	)
+	return []Method{
+		{Name: "MakeThreadRealtime", In: in(thread, priority), Changes: true},
+		{Name: "MakeThreadRealtimeWithPID", In: in(process, thread, priority), Changes: true},
+		{Name: "MakeThreadHighPriority", In: in(thread, nice), Changes: true},
+		{Name: "MakeThreadHighPriorityWithPID", In: in(process, thread, nice), Changes: true},
+		{Name: "ResetKnown", Changes: true},
+		{Name: "ResetAll", Changes: true},
+		{Name: "Exit", Changes: true},
 	}
 }

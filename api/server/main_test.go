@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 // fakeBackend answers with what it was asked, so that tests see what the
 // transport made of a request. It touches no cgroup.
 type fakeBackend struct {
+	api.Backend
 	accounts func(api.Cred) []string
 	open     func(api.Cred) error
 	block    chan struct{} // if set, Create0 of "block" waits for it
