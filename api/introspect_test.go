@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"encoding/xml"
+	"slices"
 	"strings"
 	"testing"
 
@@ -20,6 +21,9 @@ func TestIntrospect(t *testing.T) {
 					Direction string `xml:"direction,attr"`
 				} `xml:"arg"`
 			} `xml:"method"`
+			Properties []struct {
+				Type string `xml:"type,attr"`
+			} `xml:"property"`
 		} `xml:"interface"`
 		Nodes []struct {
 			Name string `xml:"name,attr"`
@@ -52,14 +56,33 @@ func TestIntrospect(t *testing.T) {
 	if scm != 16 {
 		t.Errorf("%d methods with a side channel", scm)
 	}
-	// From the root down to the object, one step at a time.
-	for path := "/"; path != api.ObjectPath; {
+	// From the root down to the objects, one step at a time.
+	var found []string
+	for paths := []string{"/"}; len(paths) > 0; paths = paths[1:] {
+		path := paths[0]
 		text, ok := api.Introspect(path)
 		n = node{}
-		if err := xml.Unmarshal([]byte(text), &n); err != nil || !ok || len(n.Nodes) != 1 {
+		if err := xml.Unmarshal([]byte(text), &n); err != nil || !ok {
 			t.Fatalf("%s: %v, %v, %+v", path, ok, err, n)
 		}
-		path = strings.TrimSuffix(path, "/") + "/" + n.Nodes[0].Name
+		if len(n.Interfaces) > 0 {
+			found = append(found, path)
+		}
+		for _, below := range n.Nodes {
+			paths = append(paths, strings.TrimSuffix(path, "/")+"/"+below.Name)
+		}
+	}
+	if !slices.Equal(found, []string{api.RealtimePath, api.ObjectPath}) {
+		t.Errorf("objects %q", found)
+	}
+	text, _ = api.Introspect(api.RealtimePath)
+	n = node{}
+	if err := xml.Unmarshal([]byte(text), &n); err != nil {
+		t.Fatal(err)
+	}
+	if len(n.Interfaces) != 4 || n.Interfaces[0].Name != api.RealtimeInterface || len(n.Interfaces[0].Methods) != 7 ||
+		len(n.Interfaces[0].Properties) != 3 || n.Interfaces[0].Properties[0].Type != "x" {
+		t.Errorf("%s: %+v", api.RealtimePath, n)
 	}
 	for _, path := range []string{"", "/or", "/org/", "/org/linuxcontainers/", "//", "/no/such", api.ObjectPath + "/x", api.ObjectPath + "/"} {
 		if _, ok := api.Introspect(path); ok {

@@ -311,8 +311,8 @@ func (l *lower) checkVersion(self api.Cred) error {
 		return err
 	}
 	sig, version := d.Variant()
-	if sig != "i" || int32(version) != api.Version0 {
-		return &lostError{err: fmt.Errorf("it is a cgmanager of another version: its api_version is %d, and %d is needed", int32(version), api.Version0), lasting: true}
+	if sig != "i" || version != int64(api.Version0) {
+		return &lostError{err: fmt.Errorf("it is a cgmanager of another version: its api_version is %d, and %d is needed", version, api.Version0), lasting: true}
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ func (c *conn) handle(m *wire.Message, out []byte) ([]byte, error) {
 	switch {
 	case mt == nil:
 		out = c.fail(out, m, nameUnknownMethod, unknownMethod(m))
-	case mt.in != string(m.Signature):
+	case mt.in != string(m.Signature) && !mt.lenient:
 		out = c.fail(out, m, nameInvalidArgs, "Invalid arguments to "+mt.Name+" method")
 	case len(fds) > 1 || !mt.takesFD && m.UnixFDs > 0:
 		out = c.fail(out, m, nameInvalidArgs, "Invalid file descriptors for "+mt.Name+" method")
@@ -217,6 +217,15 @@ func (s *Server) call(mt *method, rq *api.Request, a *args, fd int) (r result, e
 		}
 		return r, mt.pidfd(s.backend, rq, a, fd)
 	}
+	if mt.lenient && len(mt.In) > 0 {
+		// Whom rtkit refuses for now it refuses before it looks at arguments.
+		if err := s.backend.RealtimeRefused(rq); err != nil {
+			return r, err
+		}
+	}
+	if a.wrong != "" {
+		return r, a.wrong
+	}
 	return mt.call(s.backend, rq, a)
 }
 
@@ -224,11 +233,15 @@ func (s *Server) call(mt *method, rq *api.Request, a *args, fd int) (r result, e
 type args struct {
 	s      [4]string
 	n      [2]uint32 // i and u
-	handle uint32    // h: an index into the message's descriptors
+	t      [2]uint64
+	handle uint32 // h: an index into the message's descriptors
 	list   []string
 	dict   map[string]string
 	twice  string // a key that dict was given twice, ...
 	dup    bool   // ... if it was
+	// wrong is what is wrong with the arguments of a lenient method; they are
+	// not there then.
+	wrong argumentError
 	// victim and owner come as numbers, or as a credential where the call
 	// has a side channel.
 	victim api.Victim
@@ -238,7 +251,13 @@ type args struct {
 // decode reads m's body. It returns an error wrapping wire.ErrMalformed.
 func (a *args) decode(mt *method, m *wire.Message) error {
 	d := wire.NewDecoder(string(m.Body), m.BigEndian)
-	var s, n int
+	if mt.lenient {
+		if a.wrong = wrongArguments(mt.In, string(m.Signature)); a.wrong != "" {
+			d.Skip(string(m.Signature))
+			return d.Close()
+		}
+	}
+	var s, n, t int
 	for _, arg := range mt.In {
 		switch arg.Type {
 		case "s":
@@ -247,6 +266,9 @@ func (a *args) decode(mt *method, m *wire.Message) error {
 		case "i", "u":
 			a.n[n] = d.Uint32()
 			n++
+		case "t":
+			a.t[t] = d.Uint64()
+			t++
 		case "h":
 			a.handle = d.Uint32()
 		case "as":
@@ -263,6 +285,9 @@ func (a *args) decode(mt *method, m *wire.Message) error {
 		a.victim.PID = int64(int32(a.n[0]))
 	case owner:
 		a.owner = api.Owner{UID: a.n[0], GID: a.n[1]}
+	}
+	if mt.lenient {
+		d.Skip(string(m.Signature[len(mt.in):]))
 	}
 	return d.Close()
 }

@@ -261,7 +261,7 @@ func (b *body) g(s string) {
 	b.b = append(append(append(b.b, byte(len(s))), s...), 0)
 }
 
-// put writes values of the Go types that stand for s, i, u, as, a{ss}.
+// put writes values of the Go types that stand for s, i, u, t, as, a{ss}.
 func (b *body) put(values ...any) (sig string) {
 	for _, v := range values {
 		switch v := v.(type) {
@@ -274,6 +274,10 @@ func (b *body) put(values ...any) (sig string) {
 		case uint32:
 			b.u(v)
 			sig += "u"
+		case uint64:
+			b.pad(8)
+			b.b = b.order().AppendUint64(b.b, v)
+			sig += "t"
 		case handle:
 			b.u(uint32(v))
 			sig += "h"

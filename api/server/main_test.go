@@ -54,9 +54,14 @@ type fakeBackend struct {
 	open     func(api.Cred) error
 	block    chan struct{} // if set, Create0 of "block" waits for it
 	actFor   string        // how ActFor ends, as the cgroup's name elsewhere
-	peers    atomic.Int64  // that are open
-	pids     []int32
-	request  atomic.Pointer[api.Request] // the last one
+	refused  error         // of RealtimeRefused
+	// realtimeEnds is how requests of RealtimeKit1 end, as the cgroup's name
+	// elsewhere.
+	realtimeEnds string
+	asked        atomic.Pointer[string] // the last one of those, in words
+	peers        atomic.Int64           // that are open
+	pids         []int32
+	request      atomic.Pointer[api.Request] // the last one
 }
 
 type fakePeer struct {
@@ -240,6 +245,52 @@ func (b *fakeBackend) DeleteForce(rq *api.Request, name string) error    { retur
 func (b *fakeBackend) Kill(rq *api.Request, name string) error           { return b.fail(rq, name) }
 
 func (b *fakeBackend) ActFor(rq *api.Request) error { return b.fail(rq, b.actFor) }
+
+func (b *fakeBackend) ListGrants(rq *api.Request) ([]api.Grant, error) {
+	return []api.Grant{
+		{PID: 10, TID: 11, UID: 1000, Policy: "rr", Level: 20, Since: 1 << 40, CPU: 1<<63 + 1, State: "granted"},
+		{PID: 12, TID: 12, UID: api.NoID, Policy: "other", Level: -15, Since: -1, State: "demoted"},
+	}, b.fail(rq, "")
+}
+
+func (b *fakeBackend) Grant(rq *api.Request, _ uint32, policy string, _ int32) error {
+	return b.fail(rq, policy)
+}
+
+func (b *fakeBackend) Revoke(rq *api.Request, _ uint32) error { return b.fail(rq, "") }
+
+func (b *fakeBackend) GrantLimits(rq *api.Request, pid uint32) (map[string]string, error) {
+	return map[string]string{"rtprio": strconv.Itoa(int(pid))}, b.fail(rq, "")
+}
+
+func (b *fakeBackend) RevokeLimits(rq *api.Request, pid uint32) ([]uint32, error) {
+	return []uint32{pid, 7}, b.fail(rq, "")
+}
+
+// RealtimeRefused refuses with b.refused.
+func (b *fakeBackend) RealtimeRefused(*api.Request) error { return b.refused }
+
+func (b *fakeBackend) realtime(rq *api.Request, format string, args ...any) error {
+	asked := fmt.Sprintf(format, args...)
+	b.asked.Store(&asked)
+	return b.fail(rq, b.realtimeEnds)
+}
+
+func (b *fakeBackend) MakeThreadRealtime(rq *api.Request, t api.Thread, priority uint32) error {
+	return b.realtime(rq, "realtime %+v %d", t, priority)
+}
+
+func (b *fakeBackend) MakeThreadHighPriority(rq *api.Request, t api.Thread, nice int32) error {
+	return b.realtime(rq, "nice %+v %d", t, nice)
+}
+
+func (b *fakeBackend) ResetKnown(rq *api.Request) error { return b.realtime(rq, "reset known") }
+func (b *fakeBackend) ResetAll(rq *api.Request) error   { return b.realtime(rq, "reset all") }
+func (b *fakeBackend) Exit(rq *api.Request) error       { return b.realtime(rq, "exit") }
+
+func (b *fakeBackend) RealtimeProperties(rq *api.Request) (api.RealtimeProperties, error) {
+	return api.RealtimeProperties{RTTimeUSecMax: 1<<32 + 200000, MaxRealtimePriority: 20, MinNiceLevel: -15}, b.fail(rq, b.realtimeEnds)
+}
 
 func (b *fakeBackend) Delegate(rq *api.Request, name string, controllers []string) (string, error) {
 	return "/" + name + "/" + strings.Join(controllers, ","), b.fail(rq, name)

@@ -16,6 +16,9 @@ type method struct {
 	// sideOut is the signature of what goes over the side channel.
 	sideOut string
 	takesFD bool
+	// lenient: arguments behind those of the signature are ignored, and what is
+	// wrong with the others is told as libdbus does.
+	lenient bool
 	next    *method // the same name with another signature
 	// second is what a call names beside cgroups: by number, or by the second
 	// credential of a side channel.
@@ -36,15 +39,17 @@ const (
 // result is what a Backend answers; which part of it counts, the method's
 // signature says.
 type result struct {
-	text    string
-	names   []string
-	existed api.Existed
-	pids    []int32
-	keys    []api.Key
-	values  map[string]string
-	visible []uint32
-	hidden  uint32
-	created bool
+	text       string
+	names      []string
+	existed    api.Existed
+	pids       []int32
+	keys       []api.Key
+	values     map[string]string
+	visible    []uint32
+	hidden     uint32
+	created    bool
+	grants     []api.Grant
+	properties []property
 }
 
 // encode writes r as the method's signature wants it.
@@ -64,12 +69,10 @@ func (mt *method) encode(e *wire.Encoder, r *result) {
 				e.Int32(p)
 			}
 		})
+	case "au":
+		e.Uint32s(r.visible)
 	case "auu":
-		e.Array(4, func() {
-			for _, p := range r.visible {
-				e.Uint32(p)
-			}
-		})
+		e.Uint32s(r.visible)
 		e.Uint32(r.hidden)
 	case "a{ss}":
 		e.Dict(r.values)
@@ -83,6 +86,24 @@ func (mt *method) encode(e *wire.Encoder, r *result) {
 				e.Uint32(k.Mode)
 			}
 		})
+	case "a(uuusixts)":
+		e.Array(8, func() {
+			for _, g := range r.grants {
+				e.Element()
+				e.Uint32(g.PID)
+				e.Uint32(g.TID)
+				e.Uint32(g.UID)
+				e.String(g.Policy)
+				e.Int32(g.Level)
+				e.Int64(g.Since)
+				e.Uint64(g.CPU)
+				e.String(g.State)
+			}
+		})
+	case "v":
+		r.properties[0].write(e)
+	case "a{sv}":
+		writeProperties(e, r.properties)
 	}
 }
 
@@ -203,22 +224,44 @@ func calls1() map[string]backendCall {
 		"ActFor()": func(b api.Backend, rq *api.Request, _ *args) (result, error) {
 			return done(b.ActFor(rq))
 		},
+		"ListGrants()": func(b api.Backend, rq *api.Request, _ *args) (result, error) {
+			grants, err := b.ListGrants(rq)
+			return result{grants: grants}, err
+		},
+		"Grant(usi)": func(b api.Backend, rq *api.Request, a *args) (result, error) {
+			return done(b.Grant(rq, a.n[0], a.s[0], int32(a.n[1])))
+		},
+		"Revoke(u)": func(b api.Backend, rq *api.Request, a *args) (result, error) {
+			return done(b.Revoke(rq, a.n[0]))
+		},
+		"GrantLimits(u)": func(b api.Backend, rq *api.Request, a *args) (result, error) {
+			values, err := b.GrantLimits(rq, a.n[0])
+			return result{values: values}, err
+		},
+		"RevokeLimits(u)": func(b api.Backend, rq *api.Request, a *args) (result, error) {
+			unreached, err := b.RevokeLimits(rq, a.n[0])
+			return result{visible: unreached}, err
+		},
 	}
 }
 
 // methodTable finds methods by interface and name.
 type methodTable struct {
 	byInterface map[string]map[string]*method
-	order       []string // of interfaces, for a call that names none
+	order       []string          // of interfaces, for a call that names none
+	paths       map[string]string // of the objects of interfaces that are not every object's
 }
 
 func newMethodTable() methodTable {
-	t := methodTable{byInterface: map[string]map[string]*method{}}
-	c0, c1, std := calls0(), calls1(), standardMethods()
+	t := methodTable{byInterface: map[string]map[string]*method{}, paths: map[string]string{}}
+	c0, c1, rt, std := calls0(), calls1(), callsRealtime(), standardMethods()
 	interfaces := append(api.Interfaces(), busInterface())
 	for _, i := range interfaces {
 		t.order = append(t.order, i.Name)
 		t.byInterface[i.Name] = map[string]*method{}
+		if i.Path != "" {
+			t.paths[i.Name] = i.Path
+		}
 		for _, am := range i.Methods {
 			mt := &method{Method: am, iface: i.Name, in: am.InSignature(), out: am.OutSignature()}
 			switch i.Name {
@@ -228,6 +271,8 @@ func newMethodTable() methodTable {
 				if mt.call = c1[mt.Name+"("+mt.in+")"]; mt.Name == "MoveFd" {
 					mt.takesFD, mt.pidfd = true, moveFd
 				}
+			case api.RealtimeInterface:
+				mt.call, mt.lenient = rt[mt.Name], true
 			default:
 				mt.local = std[i.Name+"."+mt.Name]
 			}
@@ -279,14 +324,14 @@ func (t *methodTable) add(mt *method) {
 func (t *methodTable) find(m *wire.Message) *method {
 	if m.Interface != nil {
 		byName := t.byInterface[string(m.Interface)]
-		if byName == nil || !servedAt(string(m.Interface), m.Path) {
+		if byName == nil || !t.servedAt(string(m.Interface), string(m.Path)) {
 			return nil
 		}
 		return byName[string(m.Member)].fitting(m)
 	}
 	var some *method
 	for _, iface := range t.order {
-		if !servedAt(iface, m.Path) {
+		if !t.servedAt(iface, string(m.Path)) {
 			continue
 		}
 		mt := t.byInterface[iface][string(m.Member)].fitting(m)
@@ -310,10 +355,11 @@ func (mt *method) fitting(m *wire.Message) *method {
 	return mt
 }
 
-// servedAt reports whether the object at path has the interface: ours are
-// those of one object, the standard ones of every object.
-func servedAt(iface string, path []byte) bool {
-	return iface != api.Interface0 && iface != api.Interface1 || string(path) == api.ObjectPath
+// servedAt reports whether the object at path has the interface, if there is one
+// of the name.
+func (t *methodTable) servedAt(iface, path string) bool {
+	object, ok := t.paths[iface]
+	return !ok || object == path
 }
 
 func unknownMethod(m *wire.Message) string {

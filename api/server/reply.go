@@ -17,6 +17,7 @@ const (
 	nameAccessDenied  = "org.freedesktop.DBus.Error.AccessDenied"
 	nameFailed        = "org.freedesktop.DBus.Error.Failed"
 	nameNoOwner       = "org.freedesktop.DBus.Error.NameHasNoOwner"
+	nameNoProperty    = "org.freedesktop.DBus.Error.UnknownProperty"
 )
 
 // errorName returns the D-Bus name of a kind of error. The original daemon,
@@ -30,10 +31,17 @@ func errorName(iface string, k api.Kind) string {
 
 // appendFailure appends the answer to a request that failed with err.
 func (s *Server) appendFailure(out []byte, iface string, serial, reply uint32, err error) []byte {
+	if wrong, ok := errors.AsType[argumentError](err); ok {
+		return wire.AppendError(out, serial, reply, nameInvalidArgs, string(wrong))
+	}
 	e, ok := errors.AsType[*api.Error](err)
 	if !ok {
 		e = api.AsError(err)
 		s.log.WithError(err).Error("a request failed for no reason that the peer may know")
+	}
+	if iface == api.RealtimeInterface {
+		name, text := api.RealtimeError(e.Kind)
+		return wire.AppendError(out, serial, reply, name, text)
 	}
 	text := e.Error()
 	if iface == api.Interface0 {

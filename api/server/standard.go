@@ -27,7 +27,7 @@ func busInterface() api.Interface {
 }
 
 // names are the bus names that the daemon is said to own.
-var names = []string{busName, api.BusName, api.Interface1}
+var names = []string{busName, api.BusName, api.Interface1, api.RealtimeInterface}
 
 type localMethod = func(c *conn, m *wire.Message, a *args, out []byte) []byte
 
@@ -90,7 +90,7 @@ type property struct {
 // properties returns those of the object at path that have the interface's
 // name, or all for "", and whether there is such an interface.
 func (s *Server) properties(path, iface string) (found []property, ok bool) {
-	all := []property{
+	all := append(realtimeProperties(api.RealtimeProperties{}), []property{
 		{api.Interface0, "api_version", func(e *wire.Encoder) {
 			e.VariantSignature("i")
 			e.Int32(api.Version0)
@@ -99,14 +99,14 @@ func (s *Server) properties(path, iface string) (found []property, ok bool) {
 			e.VariantSignature("s")
 			e.String(s.version)
 		}},
-	}
-	_, ok = s.methods.byInterface[iface]
+	}...)
 	for _, p := range all {
-		if path == api.ObjectPath && (iface == "" || iface == p.iface) {
+		if s.methods.servedAt(p.iface, path) && (iface == "" || iface == p.iface) {
 			found = append(found, p)
 		}
 	}
-	return found, ok || iface == ""
+	_, ok = s.methods.byInterface[iface]
+	return found, ok && s.methods.servedAt(iface, path) || iface == ""
 }
 
 func (s *Server) property(path, iface, name string) (property, bool) {
@@ -119,33 +119,54 @@ func (s *Server) property(path, iface, name string) (property, bool) {
 	return property{}, false
 }
 
+// noProperty answers that there is no property of the name, or no interface: as
+// the original daemon, or rtkit.
+func (c *conn) noProperty(out []byte, m *wire.Message, a *args) []byte {
+	switch {
+	case string(m.Path) != api.RealtimePath:
+		return c.fail(out, m, nameUnknownMethod, unknownMethod(m))
+	case a.s[0] == "" || a.s[0] == api.RealtimeInterface:
+		return c.fail(out, m, nameNoProperty, clip("Unknown property "+a.s[1]))
+	}
+	return c.fail(out, m, nameNoProperty, clip("Unknown interface "+a.s[0]))
+}
+
 func getProperty(c *conn, m *wire.Message, a *args, out []byte) []byte {
 	p, ok := c.s.property(string(m.Path), a.s[0], a.s[1])
-	if !ok {
-		return c.fail(out, m, nameUnknownMethod, unknownMethod(m))
+	switch {
+	case !ok:
+		return c.noProperty(out, m, a)
+	case p.iface == api.RealtimeInterface:
+		return c.submit(getRealtimeProperty, m, a, -1, out)
 	}
 	return c.answer(out, m, "v", p.write)
 }
 
 func getProperties(c *conn, m *wire.Message, a *args, out []byte) []byte {
 	found, ok := c.s.properties(string(m.Path), a.s[0])
-	if !ok {
-		return c.fail(out, m, nameUnknownMethod, unknownMethod(m))
+	switch {
+	case !ok:
+		return c.noProperty(out, m, a)
+	case len(found) > 0 && found[0].iface == api.RealtimeInterface:
+		return c.submit(getRealtimeProperties, m, a, -1, out)
 	}
-	return c.answer(out, m, "a{sv}", func(e *wire.Encoder) {
-		e.Array(8, func() {
-			for _, p := range found {
-				e.Element()
-				e.String(p.name)
-				p.write(e)
-			}
-		})
+	return c.answer(out, m, "a{sv}", func(e *wire.Encoder) { writeProperties(e, found) })
+}
+
+// writeProperties writes an a{sv}.
+func writeProperties(e *wire.Encoder, ps []property) {
+	e.Array(8, func() {
+		for _, p := range ps {
+			e.Element()
+			e.String(p.name)
+			p.write(e)
+		}
 	})
 }
 
 func setProperty(c *conn, m *wire.Message, a *args, out []byte) []byte {
 	if _, ok := c.s.property(string(m.Path), a.s[0], a.s[1]); !ok {
-		return c.fail(out, m, nameUnknownMethod, unknownMethod(m))
+		return c.noProperty(out, m, a)
 	}
 	return c.fail(out, m, nameAccessDenied, "The "+a.s[1]+" property is read-only")
 }

@@ -65,6 +65,20 @@ func (d *Decoder) Uint32() uint32 {
 	return uint32(s[0]) | uint32(s[1])<<8 | uint32(s[2])<<16 | uint32(s[3])<<24
 }
 
+// Uint64 reads a t or x.
+func (d *Decoder) Uint64() uint64 {
+	d.pad(8)
+	if d.err != nil || len(d.body)-d.off < 8 {
+		d.fail("truncated value")
+		return 0
+	}
+	first, second := uint64(d.Uint32()), uint64(d.Uint32())
+	if d.big {
+		return first<<32 | second
+	}
+	return second<<32 | first
+}
+
 // String reads an s.
 func (d *Decoder) String() string {
 	n := d.Uint32()
@@ -139,9 +153,9 @@ func (d *Decoder) Dict() (dict map[string]string, twice string, dup bool) {
 	return dict, twice, dup
 }
 
-// Variant reads a v that holds an i or a u; sig says which. Another one is an
-// error.
-func (d *Decoder) Variant() (sig string, value uint32) {
+// Variant reads a v that holds an i, a u or an x; sig says which. Another one is
+// an error.
+func (d *Decoder) Variant() (sig string, value int64) {
 	if d.err != nil {
 		return "", 0
 	}
@@ -150,12 +164,17 @@ func (d *Decoder) Variant() (sig string, value uint32) {
 		d.err = err
 		return "", 0
 	}
-	if sig = string(b); sig != "i" && sig != "u" {
-		d.fail("not a number")
-		return "", 0
-	}
 	d.off = off
-	return sig, d.Uint32()
+	switch sig = string(b); sig {
+	case "i":
+		return sig, int64(int32(d.Uint32()))
+	case "u":
+		return sig, int64(d.Uint32())
+	case "x":
+		return sig, int64(d.Uint64())
+	}
+	d.fail("not a number")
+	return "", 0
 }
 
 // Bool reads a b.

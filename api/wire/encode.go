@@ -126,6 +126,15 @@ func (e *Encoder) Uint32(v uint32) {
 // Int32 writes an i.
 func (e *Encoder) Int32(v int32) { e.Uint32(uint32(v)) }
 
+// Uint64 writes a t.
+func (e *Encoder) Uint64(v uint64) {
+	e.pad(8)
+	e.buf = binary.LittleEndian.AppendUint64(e.buf, v)
+}
+
+// Int64 writes an x.
+func (e *Encoder) Int64(v int64) { e.Uint64(uint64(v)) }
+
 // Bool writes a b.
 func (e *Encoder) Bool(v bool) {
 	if v {
@@ -172,6 +181,15 @@ func (e *Encoder) Dict(dict map[string]string) {
 			e.Element()
 			e.String(k)
 			e.String(v)
+		}
+	})
+}
+
+// Uint32s writes an au.
+func (e *Encoder) Uint32s(list []uint32) {
+	e.Array(4, func() {
+		for _, v := range list {
+			e.Uint32(v)
 		}
 	})
 }

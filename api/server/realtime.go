@@ -1,0 +1,136 @@
+package server
+
+import (
+	"fmt"
+
+	"cgmanager/api"
+	"cgmanager/api/wire"
+)
+
+// callsRealtime are the methods of RealtimeKit1.
+func callsRealtime() map[string]backendCall {
+	done := func(err error) (result, error) { return result{}, err }
+	return map[string]backendCall{
+		"MakeThreadRealtime": func(b api.Backend, rq *api.Request, a *args) (result, error) {
+			return done(b.MakeThreadRealtime(rq, api.Thread{Own: true, ID: a.t[0]}, a.n[0]))
+		},
+		"MakeThreadRealtimeWithPID": func(b api.Backend, rq *api.Request, a *args) (result, error) {
+			return done(b.MakeThreadRealtime(rq, api.Thread{Process: a.t[0], ID: a.t[1]}, a.n[0]))
+		},
+		"MakeThreadHighPriority": func(b api.Backend, rq *api.Request, a *args) (result, error) {
+			return done(b.MakeThreadHighPriority(rq, api.Thread{Own: true, ID: a.t[0]}, int32(a.n[0])))
+		},
+		"MakeThreadHighPriorityWithPID": func(b api.Backend, rq *api.Request, a *args) (result, error) {
+			return done(b.MakeThreadHighPriority(rq, api.Thread{Process: a.t[0], ID: a.t[1]}, int32(a.n[0])))
+		},
+		"ResetKnown": func(b api.Backend, rq *api.Request, _ *args) (result, error) {
+			return done(b.ResetKnown(rq))
+		},
+		"ResetAll": func(b api.Backend, rq *api.Request, _ *args) (result, error) {
+			return done(b.ResetAll(rq))
+		},
+		"Exit": func(b api.Backend, rq *api.Request, _ *args) (result, error) {
+			return done(b.Exit(rq))
+		},
+	}
+}
+
+// argumentError is what libdbus, and so rtkit, says of arguments of wrong types.
+type argumentError string
+
+func (e argumentError) Error() string { return string(e) }
+
+// wrongArguments compares the signature of a call with the arguments that a
+// method has, all of basic types. More than those are no error. The texts are
+// those of dbus_message_get_args, the final newline of the one included.
+func wrongArguments(in []api.Arg, sig string) argumentError {
+	for i, arg := range in {
+		got := byte(0)
+		if i < len(sig) {
+			got = sig[i]
+		} else if i > 0 {
+			return argumentError(fmt.Sprintf("Message has only %d arguments, but more were expected", i))
+		}
+		if got != arg.Type[0] {
+			return argumentError(fmt.Sprintf("Argument %d is specified to be of type %q, but is actually of type %q\n",
+				i, typeName(arg.Type[0]), typeName(got)))
+		}
+	}
+	return ""
+}
+
+// typeName returns what libdbus calls the type whose signature starts with c, 0
+// where there is none.
+func typeName(c byte) string {
+	switch c {
+	case 'y':
+		return "byte"
+	case 'b':
+		return "boolean"
+	case 'n':
+		return "int16"
+	case 'q':
+		return "uint16"
+	case 'i':
+		return "int32"
+	case 'u':
+		return "uint32"
+	case 'x':
+		return "int64"
+	case 't':
+		return "uint64"
+	case 'd':
+		return "double"
+	case 's':
+		return "string"
+	case 'o':
+		return "object_path"
+	case 'g':
+		return "signature"
+	case 'h':
+		return "unix_fd"
+	case 'a':
+		return "array"
+	case '(':
+		return "struct"
+	case 'v':
+		return "variant"
+	}
+	return "invalid"
+}
+
+// realtimeProperties are the properties of RealtimeKit1 with the values.
+func realtimeProperties(v api.RealtimeProperties) []property {
+	number := func(name string, n int32) property {
+		return property{api.RealtimeInterface, name, func(e *wire.Encoder) {
+			e.VariantSignature("i")
+			e.Int32(n)
+		}}
+	}
+	return []property{
+		{api.RealtimeInterface, "RTTimeUSecMax", func(e *wire.Encoder) {
+			e.VariantSignature("x")
+			e.Int64(v.RTTimeUSecMax)
+		}},
+		number("MaxRealtimePriority", v.MaxRealtimePriority),
+		number("MinNiceLevel", v.MinNiceLevel),
+	}
+}
+
+// The methods of Properties at the object of RealtimeKit1, where the Backend is
+// asked. What is there is known by then.
+var (
+	getRealtimeProperty   = &method{Method: api.Method{Name: "Get"}, iface: api.RealtimeInterface, out: "v", call: askProperties}
+	getRealtimeProperties = &method{Method: api.Method{Name: "GetAll"}, iface: api.RealtimeInterface, out: "a{sv}", call: askProperties}
+)
+
+// askProperties returns the property that is asked for, or all.
+func askProperties(b api.Backend, rq *api.Request, a *args) (r result, err error) {
+	values, err := b.RealtimeProperties(rq)
+	for _, p := range realtimeProperties(values) {
+		if a.s[1] == "" || a.s[1] == p.name {
+			r.properties = append(r.properties, p)
+		}
+	}
+	return r, err
+}
