@@ -80,12 +80,16 @@ func isNamed(err error, name string) bool {
 	return ok && e.Name == name
 }
 
-// call calls a method and stores the reply's values in out.
+// call calls a method of the object for cgroups and stores the reply's values in out.
 func (c *Client) call(ctx context.Context, iface, method string, out []any, in ...any) error {
+	return c.callAt(ctx, c.cgroups, iface, method, out, in...)
+}
+
+func (c *Client) callAt(ctx context.Context, obj dbus.BusObject, iface, method string, out []any, in ...any) error {
 	ctx, cancel := withTimeout(ctx)
 	defer cancel()
 	closed := !c.conn.Connected()
-	reply := c.obj.CallWithContext(ctx, iface+"."+method, 0, in...)
+	reply := obj.CallWithContext(ctx, iface+"."+method, 0, in...)
 	if closed {
 		// The library sends nothing any more. It may yet answer with what ended
 		// the connection, as if it had been the request.

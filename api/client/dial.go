@@ -66,9 +66,10 @@ func (e *UnreachableError) Hint() string {
 // Client is a connection to a daemon. Its methods may be called from several
 // goroutines at once.
 type Client struct {
-	conn    *dbus.Conn
-	obj     dbus.BusObject
-	address string
+	conn *dbus.Conn
+	// The objects that the daemon serves.
+	cgroups, realtime dbus.BusObject
+	address           string
 }
 
 // Dial connects to the daemon at the first of Addresses that answers, and logs
@@ -103,7 +104,11 @@ func DialAddress(ctx context.Context, addresses ...string) (*Client, error) {
 			return nil, fmt.Errorf("log in to cgmanager at %s: %w", address, reason(err))
 		}
 		// The library always sends a destination; the daemon ignores which.
-		return &Client{conn: conn, obj: conn.Object(api.BusName, api.ObjectPath), address: address}, nil
+		return &Client{
+			conn: conn, address: address,
+			cgroups:  conn.Object(api.BusName, api.ObjectPath),
+			realtime: conn.Object(api.BusName, api.RealtimePath),
+		}, nil
 	}
 	return nil, &UnreachableError{Tried: tried}
 }
