@@ -87,6 +87,7 @@ install: build ## install under DESTDIR and PREFIX, and what INIT (systemd, open
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(DOCDIR)/docs
 	install -m 0755 $(BUILD)/cgm $(DESTDIR)$(BINDIR)/
 	install -m 0755 $(BUILD)/cgmanager $(BUILD)/cgproxy $(DESTDIR)$(SBINDIR)/
+	ln -sf $(if $(filter $(dir $(BINDIR)),$(dir $(SBINDIR))),../$(notdir $(BINDIR)),$(BINDIR))/cgm $(DESTDIR)$(SBINDIR)/rtkitctl
 	install -m 0644 docs/man/*.1 $(DESTDIR)$(MANDIR)/man1/
 	install -m 0644 docs/man/*.8 $(DESTDIR)$(MANDIR)/man8/
 	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions $(DESTDIR)$(DATADIR)/fish/vendor_completions.d

@@ -25,6 +25,7 @@ func (o *options) cgroupCommands() []*cobra.Command {
 			func(ctx context.Context, c *client.Client, name string) error { return c.Kill(ctx, name) }),
 		o.action("freeze", "Stop every process in a cgroup until it is thawed", setState("frozen")),
 		o.action("thaw", "Let the processes of a frozen cgroup go on", setState("thawed")),
+		o.rtCommand(),
 	}
 }
 
@@ -90,14 +91,7 @@ docs/KEYS.md), or a control file's name.`,
 					_, err = fmt.Fprintln(out, escapeValue(values[keys[0]]))
 					return err
 				}
-				for _, k := range keys {
-					// The further lines of a value do not look like a KEY=VALUE.
-					v := strings.ReplaceAll(escapeValue(values[k]), "\n", "\n\t")
-					if _, err := fmt.Fprintf(out, "%s=%s\n", escape(k), v); err != nil {
-						return err
-					}
-				}
-				return nil
+				return printValues(out, keys, values)
 			})
 		},
 	}

@@ -1,5 +1,5 @@
-// Command cgm asks the cgmanager daemon for cgroups. docs/man/cgm.1 describes
-// it.
+// Command cgm asks the cgmanager daemon for cgroups and for realtime. docs/man/cgm.1
+// describes it, docs/man/rtkitctl.8 what it does by that name.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +28,12 @@ const (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	var code int
+	if filepath.Base(os.Args[0]) == rtkitctlName {
+		code = rtkitctl(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	} else {
+		code = run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	}
 	stop()
 	os.Exit(code)
 }
@@ -104,11 +110,12 @@ func newRoot() *cobra.Command {
 	o := &options{}
 	root := &cobra.Command{
 		Use:   "cgm",
-		Short: "Ask the cgroup manager for cgroups",
-		Long: `cgm asks the cgmanager daemon to create, limit, fill, list and remove cgroups.
-Names of cgroups are relative to the caller's own cgroup; "" is that cgroup.
-The daemon decides by who the caller is, as the kernel says, wherever it runs:
-a host's shell, a container, or a container in a container.`,
+		Short: "Ask the cgroup manager for cgroups and for realtime",
+		Long: `cgm asks the cgmanager daemon to create, limit, fill, list and remove cgroups, and
+to grant threads realtime scheduling. Names of cgroups are relative to the
+caller's own cgroup; "" is that cgroup. The daemon decides by who the caller is,
+as the kernel says, wherever it runs: a host's shell, a container, or a container
+in a container.`,
 		Version:           version.String(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,

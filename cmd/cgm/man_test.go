@@ -20,7 +20,7 @@ var update = flag.Bool("update", false, "write the generated man pages")
 // docs/man/*.md and of the commands as they are; `make man` writes them.
 func TestManPages(t *testing.T) {
 	const dir = "../../docs/man"
-	for _, page := range []string{"cgm.1", "cgmanager.8", "cgproxy.8"} {
+	for _, page := range []string{"cgm.1", "cgmanager.8", "cgproxy.8", "rtkitctl.8"} {
 		t.Run(page, func(t *testing.T) {
 			text, err := os.ReadFile(filepath.Join(dir, page+".md"))
 			if err != nil {
@@ -54,26 +54,33 @@ func manCommands(root *cobra.Command) string {
 			if cmd.GroupID != group.ID {
 				continue
 			}
-			name, rest, _ := strings.Cut(cmd.Use, " ")
-			fmt.Fprintf(&b, "## **%s** %s\n\n%s.\n\n", name, manMarkdown(rest), manMarkdown(cmd.Short))
-			if cmd.Long != "" {
-				fmt.Fprintf(&b, "%s\n\n", manMarkdown(cmd.Long))
+			manCommand(&b, "", cmd)
+			for _, sub := range cmd.Commands() {
+				manCommand(&b, cmd.Name()+" ", sub)
 			}
-			cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
-				value, usage := pflag.UnquoteUsage(f)
-				fmt.Fprint(&b, "**")
-				if f.Shorthand != "" {
-					fmt.Fprintf(&b, "-%s**, **", f.Shorthand)
-				}
-				fmt.Fprintf(&b, "--%s**", f.Name)
-				if value != "" {
-					fmt.Fprintf(&b, " *%s*", value)
-				}
-				fmt.Fprintf(&b, "\n: %s.\n\n", manMarkdown(usage))
-			})
 		}
 	}
 	return b.String()
+}
+
+func manCommand(b *strings.Builder, parent string, cmd *cobra.Command) {
+	name, rest, _ := strings.Cut(cmd.Use, " ")
+	fmt.Fprintf(b, "## **%s%s** %s\n\n%s.\n\n", parent, name, manMarkdown(rest), manMarkdown(cmd.Short))
+	if cmd.Long != "" {
+		fmt.Fprintf(b, "%s\n\n", manMarkdown(cmd.Long))
+	}
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		value, usage := pflag.UnquoteUsage(f)
+		fmt.Fprint(b, "**")
+		if f.Shorthand != "" {
+			fmt.Fprintf(b, "-%s**, **", f.Shorthand)
+		}
+		fmt.Fprintf(b, "--%s**", f.Name)
+		if value != "" {
+			fmt.Fprintf(b, " *%s*", value)
+		}
+		fmt.Fprintf(b, "\n: %s.\n\n", manMarkdown(usage))
+	})
 }
 
 func manMarkdown(s string) string {

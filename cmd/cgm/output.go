@@ -49,6 +49,18 @@ func printJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
+// printValues prints the values of the keys as KEY=VALUE lines.
+func printValues(w io.Writer, keys []string, values map[string]string) error {
+	for _, k := range keys {
+		// The further lines of a value do not look like a KEY=VALUE.
+		v := strings.ReplaceAll(escapeValue(values[k]), "\n", "\n\t")
+		if _, err := fmt.Fprintf(w, "%s=%s\n", escape(k), v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // printLines prints the items, one a line, or all of them as a JSON array.
 func printLines[T any](w io.Writer, asJSON bool, items []T) error {
 	if asJSON {

@@ -107,14 +107,30 @@ func waitGone(cgroup string) error {
 	return nil
 }
 
+// programs returns a PATH with cgm, by its other name too, and the program in.
+func programs(t *testing.T) (path string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin, cgm := t.TempDir(), harness.Binary(t, "cgm")
+	for name, program := range map[string]string{"in": self, rtkitctlName: cgm} {
+		if err := os.Symlink(program, filepath.Join(bin, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Dir(cgm) + ":" + bin + ":" + os.Getenv("PATH")
+}
+
 // TestScripts runs the scripts that need no daemon.
 func TestScripts(t *testing.T) {
-	dir := filepath.Dir(harness.Binary(t, "cgm"))
+	path := programs(t)
 	testscript.Run(t, testscript.Params{
 		Dir:  "testdata/plain",
 		Cmds: scriptCommands,
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+			env.Setenv("PATH", path)
 			return nil
 		},
 	})
@@ -129,15 +145,7 @@ func TestKernelScripts(t *testing.T) {
 		t.Fatalf("no scripts: %v", err)
 	}
 	daemon := harness.StartDaemon(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin := t.TempDir()
-	if err := os.Symlink(self, filepath.Join(bin, "in")); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Dir(harness.Binary(t, "cgm")) + ":" + bin + ":" + os.Getenv("PATH")
+	path := programs(t)
 	memory := harness.Find(t, "memory")
 	for _, file := range harness.Share(files, 2) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {

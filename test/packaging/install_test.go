@@ -18,6 +18,7 @@ var installed = []string{
 	"bin/cgm",
 	"sbin/cgmanager",
 	"sbin/cgproxy",
+	"sbin/rtkitctl",
 	"share/bash-completion/completions/cgm",
 	"share/doc/cgmanager/CHANGELOG.md",
 	"share/doc/cgmanager/LICENSE",
@@ -29,6 +30,7 @@ var installed = []string{
 	"share/man/man1/cgm.1",
 	"share/man/man8/cgmanager.8",
 	"share/man/man8/cgproxy.8",
+	"share/man/man8/rtkitctl.8",
 	"share/zsh/site-functions/_cgm",
 }
 
@@ -94,9 +96,13 @@ func TestInstall(t *testing.T) {
 				if err != nil || d.IsDir() {
 					return err
 				}
-				info, err := d.Info()
+				// What a link leads to, in this tree.
+				info, err := os.Stat(path)
+				if err != nil {
+					return err
+				}
 				found[path[len(dir)+1:]] = info.Mode()
-				return err
+				return nil
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -126,7 +132,7 @@ func TestInstall(t *testing.T) {
 					t.Errorf("%s looks for programs in /usr/sbin", f)
 				}
 			}
-			for program, path := range map[string]string{"cgm": "bin", "cgmanager": "sbin", "cgproxy": "sbin"} {
+			for program, path := range map[string]string{"cgm": "bin", "cgmanager": "sbin", "cgproxy": "sbin", "rtkitctl": "sbin"} {
 				out, err := exec.Command(filepath.Join(dir, "opt/c", path, program), "--version").CombinedOutput()
 				if err != nil || !strings.Contains(string(out), " 7.5\n") {
 					t.Errorf("%s --version: %q, %v", program, out, err)
