@@ -232,7 +232,7 @@ func (d *Dir) takeBelow(e deviceException, top, parent devicePolicy, depth int, 
 // eachChild calls f for each child of d but a hidden leaf, which is a part of
 // d, and passes over those that vanish meanwhile.
 func (d *Dir) eachChild(f func(*Dir) error) error {
-	return d.eachDirectory(func(c *Dir, _ string) error {
+	return d.EachChild(func(c *Dir, _ string) error {
 		leaf, err := c.IsLeaf()
 		if err == nil && !leaf {
 			err = f(c)

@@ -74,7 +74,7 @@ func (w *walker) walk(d *Dir, depth int) error {
 	if w.count++; depth > maxWalkDepth || w.count > maxWalkCount {
 		return fmt.Errorf("walk: %w: too many cgroups or levels", ErrTooBig)
 	}
-	if err := d.eachDirectory(func(c *Dir, name string) error {
+	if err := d.EachChild(func(c *Dir, name string) error {
 		err := w.walk(c, depth+1)
 		_ = c.Close()
 		if err == nil && w.after != nil {
@@ -87,9 +87,10 @@ func (w *walker) walk(d *Dir, depth int) error {
 	return w.f(d)
 }
 
-// eachDirectory calls f for each child of d, hidden leaf or not, and passes over
-// those that are gone before they are opened. f may close the child.
-func (d *Dir) eachDirectory(f func(c *Dir, name string) error) error {
+// EachChild calls f for each child of d, hidden leaf or not and whatever its name,
+// and passes over those that are gone before they are opened. f may close the
+// child, and must not keep it. It ends at f's first error.
+func (d *Dir) EachChild(f func(c *Dir, name string) error) error {
 	names, err := d.directories()
 	if err != nil {
 		return gone(err)
