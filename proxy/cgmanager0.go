@@ -40,7 +40,7 @@ func (p *Proxy) call0(rq *api.Request, g legacy) (a answer, err error) {
 	m := method(api.Interface0, g.name, args.signature())
 	err = c.try(g.name, m.Changes, func(l *lower) error {
 		if rq.For == nil && (!l.original || g.name == "ListControllers") {
-			a, err = l.ask(c, rq, api.Interface0, m, args, -1)
+			a, err = l.ask(c, rq, api.ObjectPath, api.Interface0, m, args, -1)
 			return err
 		}
 		creds, err := c.sideCreds(l, rq, &g)

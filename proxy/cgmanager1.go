@@ -2,19 +2,25 @@ package proxy
 
 import "cgmanager/api"
 
-// call1 makes a call of CGManager1, which goes down as it is.
-func (p *Proxy) call1(rq *api.Request, name string, fd int, args ...any) (a answer, err error) {
+// call1 makes a call of CGManager1.
+func (p *Proxy) call1(rq *api.Request, name string, fd int, args ...any) (answer, error) {
+	return p.forward(rq, api.ObjectPath, api.Interface1, name, fd, args)
+}
+
+// forward makes a call that the original daemon does not know, which goes down as
+// it is.
+func (p *Proxy) forward(rq *api.Request, path, iface, name string, fd int, args arguments) (a answer, err error) {
 	c, err := p.take(name, rq)
 	if err != nil {
 		return a, err
 	}
 	defer c.release()
-	m := method(api.Interface1, name, arguments(args).signature())
+	m := method(iface, name, args.signature())
 	err = c.try(name, m.Changes, func(l *lower) error {
 		if l.original {
 			return api.Errorf(api.Unsupported, "the daemon below the proxy is the original cgmanager, which knows %s alone", api.Interface0)
 		}
-		a, err = l.ask(c, rq, api.Interface1, m, args, fd)
+		a, err = l.ask(c, rq, path, iface, m, args, fd)
 		return err
 	})
 	return a, err

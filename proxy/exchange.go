@@ -59,7 +59,7 @@ func (l *lower) exchange(c *peer, rq *api.Request, g *legacy, out string, creds 
 	args := append(slices.Clip(g.args), handle0{})
 	m := method(api.Interface0, g.name+"Scm", args.signature())
 	if err = c.speaks(rq.Sender); err == nil {
-		_, err = l.call(rq.Sender, api.Interface0, m, args.encode, pair[1])
+		_, err = l.call(rq.Sender, api.ObjectPath, api.Interface0, m, args.encode, pair[1])
 	}
 	_ = unix.Close(pair[1])
 	if err != nil {

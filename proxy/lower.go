@@ -179,15 +179,15 @@ func cannotName(err error) *api.Error {
 	return nil
 }
 
-// call makes a call and returns the values of its answer, which has the
-// signature out. The arguments are written by args. fd is passed with it, or -1.
-func (l *lower) call(cred api.Cred, iface string, m *api.Method, args func(*wire.Encoder), fd int) (wire.Decoder, error) {
+// call makes a call of the object at path and returns the values of its answer.
+// The arguments are written by args. fd is passed with it, or -1.
+func (l *lower) call(cred api.Cred, path, iface string, m *api.Method, args func(*wire.Encoder), fd int) (wire.Decoder, error) {
 	l.serial++
 	fds := 0
 	if fd >= 0 {
 		fds = 1
 	}
-	e := wire.NewCall(nil, l.serial, api.ObjectPath, iface, m.Name, m.InSignature(), fds)
+	e := wire.NewCall(nil, l.serial, path, iface, m.Name, m.InSignature(), fds)
 	if args != nil {
 		args(&e)
 	}
@@ -204,7 +204,11 @@ func (l *lower) call(cred api.Cred, iface string, m *api.Method, args func(*wire
 	if err := l.send(b, cred, fd); err != nil {
 		return wire.Decoder{}, err
 	}
-	return l.reply(m.OutSignature())
+	d, err := l.reply(m.OutSignature())
+	if r, ok := errors.AsType[*refusal](err); ok {
+		r.realtime = path == api.RealtimePath
+	}
+	return d, err
 }
 
 // maxStray bounds the messages that are no answer to the call.
@@ -264,17 +268,24 @@ func (l *lower) message() (*wire.Message, error) {
 }
 
 // refusal is an error that the daemon below answered.
-type refusal struct{ name, text string }
+type refusal struct {
+	name, text string
+	// realtime: it is one of RealtimeKit1's, of which the names of the others
+	// mean something else.
+	realtime bool
+}
 
 func (r *refusal) Error() string { return r.name + ": " + r.text }
 
-// asError returns the refusal as the client is to see it: unchanged.
+// asError returns the refusal from which the client's becomes the same again.
 func (r *refusal) asError(op string) *api.Error {
 	kind, ok := api.NamedKind(r.name)
 	text := strings.TrimPrefix(strings.TrimPrefix(r.text, api.Refusal0), ": ")
 	switch {
 	case r.name == api.ErrorUnknownMethod:
 		return api.Errorf(api.Unsupported, "%s: the daemon below the proxy does not know this request", op).WithCause(r)
+	case r.realtime:
+		return api.Errorf(api.RealtimeKind(r.name, r.text), "%s: the daemon below the proxy refuses", op).WithCause(r)
 	case !ok:
 		return api.Errorf(api.Internal, "%s: the daemon below the proxy fails", op).WithCause(r)
 	case text == "":
@@ -286,7 +297,7 @@ func (r *refusal) asError(op string) *api.Error {
 // actFor tells the daemon below of a hop, or finds that it is the original, which
 // knows no such thing.
 func (l *lower) actFor(hop api.Cred) error {
-	_, err := l.call(hop, api.Interface1, method(api.Interface1, "ActFor", ""), nil, -1)
+	_, err := l.call(hop, api.ObjectPath, api.Interface1, method(api.Interface1, "ActFor", ""), nil, -1)
 	if r, ok := errors.AsType[*refusal](err); ok && r.name == api.ErrorUnknownMethod {
 		// This was a round trip with the original, too. It loses a descriptor
 		// that comes right behind the login; none does now.
@@ -296,11 +307,13 @@ func (l *lower) actFor(hop api.Cred) error {
 	return err
 }
 
+// properties is the interface of an object's properties.
+const properties = "org.freedesktop.DBus.Properties"
+
 // checkVersion returns an error unless the daemon below serves the interface
 // cgmanager0_0 in the one version there is.
 func (l *lower) checkVersion(self api.Cred) error {
-	get := method("org.freedesktop.DBus.Properties", "Get", "ss")
-	d, err := l.call(self, "org.freedesktop.DBus.Properties", get, func(e *wire.Encoder) {
+	d, err := l.call(self, api.ObjectPath, properties, method(properties, "Get", "ss"), func(e *wire.Encoder) {
 		e.String(api.Interface0)
 		e.String("api_version")
 	}, -1)

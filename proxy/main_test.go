@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"cgmanager/api"
 	"cgmanager/api/client"
 	"cgmanager/api/server"
 	"cgmanager/proxy"
@@ -18,14 +19,26 @@ import (
 // nothing of it may be left: no file, no goroutine.
 func start(t *testing.T, lower string, wait time.Duration) (sock string) {
 	t.Helper()
-	files, goroutines := count(t), runtime.NumGoroutine()
-	sock = filepath.Join(t.TempDir(), "proxy")
+	leavesNothing(t)
+	return serveProxy(t, lower, wait)
+}
+
+func serveProxy(t *testing.T, lower string, wait time.Duration) (sock string) {
+	t.Helper()
 	p := proxy.New(proxy.Config{Lower: lower, Wait: wait})
+	return serve(t, p, p.End)
+}
+
+// serve serves the backend and returns its socket; end is called at the end,
+// before the server's.
+func serve(t *testing.T, b api.Backend, end func()) (sock string) {
+	t.Helper()
+	sock = filepath.Join(t.TempDir(), "sock")
 	l, err := server.Listen(sock)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := server.New(server.Config{Backend: p, Listeners: []*server.Listener{l}, Version: "test"})
+	s, err := server.New(server.Config{Backend: b, Listeners: []*server.Listener{l}, Version: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,11 +46,20 @@ func start(t *testing.T, lower string, wait time.Duration) (sock string) {
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx) }()
 	t.Cleanup(func() {
-		p.End()
+		end()
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	})
+	return sock
+}
+
+// leavesNothing checks at the end that what was opened and started since is gone.
+func leavesNothing(t *testing.T) {
+	t.Helper()
+	files, goroutines := count(t), runtime.NumGoroutine()
+	t.Cleanup(func() {
 		var what string
 		for range 200 {
 			if what = left(t, files, goroutines); what == "" {
@@ -47,7 +69,6 @@ func start(t *testing.T, lower string, wait time.Duration) (sock string) {
 		}
 		t.Error(what)
 	})
-	return sock
 }
 
 func left(t *testing.T, files, goroutines int) string {

@@ -61,9 +61,25 @@ func TestRefusals(t *testing.T) {
 	if e := unknown.asError("Create"); e.Kind != api.Unsupported {
 		t.Errorf("an unknown method: %v", e)
 	}
+	unknown.realtime = true
+	if e := unknown.asError("Exit"); e.Kind != api.Unsupported {
+		t.Errorf("an unknown method of RealtimeKit1: %v", e)
+	}
+	// RealtimeKit1 has fewer errors: the kinds that it does not tell apart become
+	// one of them, and the name and the text are the same again.
+	for _, k := range api.Kinds() {
+		name, text := api.RealtimeError(k)
+		e := (&refusal{name: name, text: text, realtime: true}).asError("Exit")
+		if n, s := api.RealtimeError(e.Kind); n != name || s != text {
+			t.Errorf("%v: %s, %q", k, n, s)
+		}
+	}
+	if e := (&refusal{name: "com.example.Error", text: "/var/secret", realtime: true}).asError("Exit"); e.Kind != api.Internal || strings.Contains(e.Error(), "secret") {
+		t.Errorf("an unknown error of RealtimeKit1: %v, %q", e.Kind, e)
+	}
 }
 
-// Every method of both interfaces is in the table by the arguments that the proxy
+// Every method of our interfaces is in the table by the arguments that the proxy
 // writes for it; a call of one that is not would be a panic.
 func TestMethods(t *testing.T) {
 	p := New(Config{Lower: "/nonexistent/socket"})
@@ -101,12 +117,25 @@ func TestMethods(t *testing.T) {
 		"Prune":             p.Prune0(rq, "", ""),
 		"ListControllers0":  second(p.ListControllers0(rq)),
 		"ListKeys":          second(p.ListKeys0(rq, "", "")),
+		"ListGrants":        second(p.ListGrants(rq)),
+		"Grant":             p.Grant(rq, 0, "", 0),
+		"Revoke":            p.Revoke(rq, 0),
+		"GrantLimits":       second(p.GrantLimits(rq, 0)),
+		"RevokeLimits":      second(p.RevokeLimits(rq, 0)),
+		"realtime":          p.MakeThreadRealtime(rq, api.Thread{Own: true}, 0),
+		"realtime of":       p.MakeThreadRealtime(rq, api.Thread{}, 0),
+		"high priority":     p.MakeThreadHighPriority(rq, api.Thread{Own: true}, 0),
+		"high priority of":  p.MakeThreadHighPriority(rq, api.Thread{}, 0),
+		"ResetKnown":        p.ResetKnown(rq),
+		"ResetAll":          p.ResetAll(rq),
+		"Exit":              p.Exit(rq),
+		"properties":        second(p.RealtimeProperties(rq)),
 	} {
 		if !errors.As(err, &busy) || busy.Kind != api.Busy || !strings.Contains(busy.Text, "not carried out") {
 			t.Errorf("%s: %v", op, err)
 		}
 	}
-	for _, i := range api.Interfaces()[:2] {
+	for _, i := range api.Interfaces()[:3] {
 		for _, m := range i.Methods {
 			if method(i.Name, m.Name, m.InSignature()) == nil {
 				t.Errorf("%s.%s is not in the table", i.Name, m.Name)
@@ -120,7 +149,7 @@ func second[T any](_ T, err error) error { return err }
 // FuzzReply: whatever the daemon below answers is bounded, and no answer ends the
 // proxy.
 func FuzzReply(f *testing.F) {
-	for _, sig := range []string{"s", "i", "b", "as", "ai", "auu", "a{ss}", "a(suuu)", ""} {
+	for _, sig := range []string{"s", "i", "b", "as", "ai", "auu", "a{ss}", "a(suuu)", "au", "a(uuusixts)", "a{sv}", ""} {
 		e := wire.NewReturn(nil, 1, 1, sig)
 		b, err := e.End()
 		if err != nil {

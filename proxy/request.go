@@ -188,6 +188,9 @@ type answer struct {
 	visible []uint32
 	hidden  uint32
 	created bool
+	grants  []api.Grant
+	// realtime are the properties of RealtimeKit1.
+	realtime api.RealtimeProperties
 }
 
 // decode reads the values of an answer that has the signature.
@@ -203,6 +206,8 @@ func (a *answer) decode(sig string, d *wire.Decoder) error {
 		a.names = d.Strings()
 	case "ai":
 		d.Array(4, func() { a.pids = append(a.pids, int32(d.Uint32())) })
+	case "au":
+		d.Array(4, func() { a.visible = append(a.visible, d.Uint32()) })
 	case "auu":
 		d.Array(4, func() { a.visible = append(a.visible, d.Uint32()) })
 		a.hidden = d.Uint32()
@@ -212,8 +217,48 @@ func (a *answer) decode(sig string, d *wire.Decoder) error {
 		d.Array(8, func() {
 			a.keys = append(a.keys, api.Key{Name: d.String(), UID: d.Uint32(), GID: d.Uint32(), Mode: d.Uint32()})
 		})
+	case "a(uuusixts)":
+		d.Array(8, func() {
+			a.grants = append(a.grants, api.Grant{
+				PID: d.Uint32(), TID: d.Uint32(), UID: d.Uint32(), Policy: d.String(), Level: int32(d.Uint32()),
+				Since: int64(d.Uint64()), CPU: d.Uint64(), State: d.String(),
+			})
+		})
+	case "a{sv}":
+		return a.decodeProperties(d)
 	}
 	return d.Close()
+}
+
+// decodeProperties reads the properties of RealtimeKit1: all of them, in their
+// types. Others may be there.
+func (a *answer) decodeProperties(d *wire.Decoder) error {
+	types := map[string]string{"RTTimeUSecMax": "x", "MaxRealtimePriority": "i", "MinNiceLevel": "i"}
+	values := map[string]int64{}
+	wrong := ""
+	d.Array(8, func() {
+		name := d.String()
+		if types[name] == "" {
+			d.Skip("v")
+			return
+		}
+		sig, value := d.Variant()
+		if values[name] = value; sig != types[name] {
+			wrong = name
+		}
+	})
+	if err := d.Close(); err != nil {
+		return err
+	}
+	if wrong != "" || len(values) != len(types) {
+		return fmt.Errorf("its properties of realtime are of other types, or not there: %q", wrong)
+	}
+	a.realtime = api.RealtimeProperties{
+		RTTimeUSecMax:       values["RTTimeUSecMax"],
+		MaxRealtimePriority: int32(values["MaxRealtimePriority"]),
+		MinNiceLevel:        int32(values["MinNiceLevel"]),
+	}
+	return nil
 }
 
 // methods finds a method by interface, name and the signature of its arguments.
@@ -230,7 +275,7 @@ var methods = func() map[[3]string]*api.Method {
 // method returns a method that is in the table.
 func method(iface, name, sig string) *api.Method { return methods[[3]string{iface, name, sig}] }
 
-// arguments are those of a call, of the types string, int32, uint32, []string,
+// arguments are those of a call, of the types string, int32, uint32, uint64, []string,
 // map[string]string and handle.
 type arguments []any
 
@@ -248,6 +293,8 @@ func (as arguments) signature() string {
 			sig.WriteString("i")
 		case uint32:
 			sig.WriteString("u")
+		case uint64:
+			sig.WriteString("t")
 		case []string:
 			sig.WriteString("as")
 		case map[string]string:
@@ -269,6 +316,8 @@ func (as arguments) encode(e *wire.Encoder) {
 			e.Int32(v)
 		case uint32:
 			e.Uint32(v)
+		case uint64:
+			e.Uint64(v)
 		case []string:
 			e.Strings(v)
 		case map[string]string:
@@ -279,12 +328,12 @@ func (as arguments) encode(e *wire.Encoder) {
 	}
 }
 
-// ask makes a call of one interface as it is.
-func (l *lower) ask(c *peer, rq *api.Request, iface string, m *api.Method, args arguments, fd int) (a answer, err error) {
+// ask makes a call of one interface of the object at path as it is.
+func (l *lower) ask(c *peer, rq *api.Request, path, iface string, m *api.Method, args arguments, fd int) (a answer, err error) {
 	if err := c.speaks(rq.Sender); err != nil {
 		return a, err
 	}
-	d, err := l.call(rq.Sender, iface, m, args.encode, fd)
+	d, err := l.call(rq.Sender, path, iface, m, args.encode, fd)
 	if err != nil {
 		return a, err
 	}

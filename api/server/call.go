@@ -24,7 +24,7 @@ func (c *conn) handle(m *wire.Message, out []byte) ([]byte, error) {
 		out = c.fail(out, m, nameUnknownMethod, unknownMethod(m))
 	case mt.in != string(m.Signature) && !mt.lenient:
 		out = c.fail(out, m, nameInvalidArgs, "Invalid arguments to "+mt.Name+" method")
-	case len(fds) > 1 || !mt.takesFD && m.UnixFDs > 0:
+	case !mt.lenient && (len(fds) > 1 || !mt.takesFD && m.UnixFDs > 0):
 		out = c.fail(out, m, nameInvalidArgs, "Invalid file descriptors for "+mt.Name+" method")
 	default:
 		a := &c.s.args
@@ -39,7 +39,7 @@ func (c *conn) handle(m *wire.Message, out []byte) ([]byte, error) {
 		case mt.local != nil:
 			out = mt.local(c, m, a, out)
 		case !mt.takesFD:
-			return c.submit(mt, m, a, -1, out), nil
+			out = c.submit(mt, m, a, -1, out)
 		case len(fds) == 0 || a.handle != 0:
 			// The text that the original's clients know.
 			out = c.fail(out, m, nameInvalidArgs, "Failed to set passcred: Bad file descriptor")

@@ -281,6 +281,10 @@ func (b *body) put(values ...any) (sig string) {
 		case handle:
 			b.u(uint32(v))
 			sig += "h"
+		case variant:
+			b.g("i")
+			b.u(uint32(v))
+			sig += "v"
 		case []string:
 			inner := body{big: b.big}
 			for _, s := range v {
@@ -308,6 +312,9 @@ func (b *body) put(values ...any) (sig string) {
 }
 
 type handle uint32
+
+// variant is a v that holds an i.
+type variant int32
 
 // call is a message to be encoded.
 type call struct {

@@ -50,6 +50,11 @@ func bodies() [][]any {
 		{"x", map[string]string{"k": "v"}},
 		{"x", []string{}, map[string]string{}},
 		{"x", []string{"memory"}, map[string]string{"memory.limit": "1G", "a": ""}},
+		{uint32(3), "rr", int32(-20)},
+		{uint64(1<<63 + 7), uint32(20)},
+		{uint64(1<<32 - 1), uint64(5), int32(-15)},
+		{uint64(1), int64(-1 << 40), "more"},
+		{uint32(1), uint64(2), "x", uint64(3)},
 		{"i", "p", dbus.MakeVariant(int32(11))},
 		{"i", "p", dbus.MakeVariant(map[string][]dbus.Variant{"k": {dbus.MakeVariant("deep")}})},
 	}
@@ -132,6 +137,10 @@ func read(sig, body string, big bool) (values []any, ok bool) {
 			v = int32(d.Uint32())
 		case strings.HasPrefix(sig, "u"):
 			v = d.Uint32()
+		case strings.HasPrefix(sig, "t"):
+			v = d.Uint64()
+		case strings.HasPrefix(sig, "x"):
+			v = int64(d.Uint64())
 		case strings.HasPrefix(sig, "as"):
 			list := d.Strings()
 			if list == nil {
@@ -206,6 +215,33 @@ func TestDeepSignatures(t *testing.T) {
 	}
 }
 
+func TestVariant(t *testing.T) {
+	for _, order := range []binary.ByteOrder{binary.LittleEndian, binary.BigEndian} {
+		for _, tc := range []struct {
+			value any
+			sig   string
+			want  int64
+		}{
+			{int32(-15), "i", -15},
+			{uint32(1<<32 - 1), "u", 1<<32 - 1},
+			{int64(-1<<40 + 3), "x", -1<<40 + 3},
+			{uint64(1), "", 0},
+			{"x", "", 0},
+		} {
+			var m Message
+			if err := m.Decode(encode(t, order, "odd", dbus.MakeVariant(tc.value))); err != nil {
+				t.Fatal(err)
+			}
+			d := NewDecoder(string(m.Body), m.BigEndian)
+			d.Skip("s")
+			sig, got := d.Variant()
+			if err := d.Close(); sig != tc.sig || got != tc.want || (err == nil) != (tc.sig != "") {
+				t.Errorf("%v: %q, %d, %v", tc.value, sig, got, err)
+			}
+		}
+	}
+}
+
 // What the encoder writes, godbus reads.
 func TestEncode(t *testing.T) {
 	check := func(sig string, want []any, write func(e *Encoder)) {
@@ -233,8 +269,23 @@ func TestEncode(t *testing.T) {
 	check("as", []any{[]string{"a", "bcd"}}, func(e *Encoder) { e.Strings([]string{"a", "bcd"}) })
 	check("as", []any{[]string{}}, func(e *Encoder) { e.Strings(nil) })
 	check("auu", []any{[]uint32{1, 2}, uint32(3)}, func(e *Encoder) {
-		e.Array(4, func() { e.Uint32(1); e.Uint32(2) })
+		e.Uint32s([]uint32{1, 2})
 		e.Uint32(3)
+	})
+	check("uxst", []any{uint32(1), int64(-1 << 40), "x", uint64(1<<63 + 1)}, func(e *Encoder) {
+		e.Uint32(1)
+		e.Int64(-1 << 40)
+		e.String("x")
+		e.Uint64(1<<63 + 1)
+	})
+	check("a(ut)", []any{[][]any{{uint32(1), uint64(2)}, {uint32(3), uint64(4)}}}, func(e *Encoder) {
+		e.Array(8, func() {
+			for i := range uint32(2) {
+				e.Element()
+				e.Uint32(2*i + 1)
+				e.Uint64(uint64(2*i + 2))
+			}
+		})
 	})
 	check("a(suuu)", []any{[][]any{{"k", uint32(1), uint32(2), uint32(3)}}}, func(e *Encoder) {
 		e.Array(8, func() {
@@ -334,7 +385,7 @@ func FuzzBody(f *testing.F) {
 
 // known reports whether read knows all types of sig.
 func known(sig string) bool {
-	return strings.Trim(strings.NewReplacer("a{ss}", "", "as", "").Replace(sig), "siu") == ""
+	return strings.Trim(strings.NewReplacer("a{ss}", "", "as", "").Replace(sig), "siutx") == ""
 }
 
 // What NewCall writes is read back as what was asked.
