@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"reflect"
 	"slices"
 	"strings"
@@ -97,15 +98,22 @@ func (g *granter) RevokeLimits(rq *api.Request, pid uint32) ([]uint32, error) {
 	return []uint32{pid, 7}, g.note(rq, "revoke limits", pid)
 }
 
-// realtimeOf returns a client of the daemon behind so many proxies.
-func realtimeOf(t *testing.T, g *granter, proxies int) *client.Client {
+// realtimeSocket serves the daemon, and so many proxies in front of it, and returns
+// the first one's socket.
+func realtimeSocket(t *testing.T, g *granter, proxies int) string {
 	t.Helper()
 	leavesNothing(t)
 	sock := serve(t, g, func() {})
 	for range proxies {
 		sock = serveProxy(t, sock, 0)
 	}
-	return dial(t, sock)
+	return sock
+}
+
+// realtimeOf is a client of it.
+func realtimeOf(t *testing.T, g *granter, proxies int) *client.Client {
+	t.Helper()
+	return dial(t, realtimeSocket(t, g, proxies))
 }
 
 // realtimeCalls are all requests of realtime, with what the daemon is asked.
@@ -208,6 +216,44 @@ func TestRealtimeOriginal(t *testing.T) {
 		var refusal *client.Error
 		if !errors.As(err, &refusal) || refusal.Name != name || !strings.Contains(refusal.Text, text) {
 			t.Errorf("%s: %#v", asked, err)
+		}
+	}
+}
+
+// The tools that people have find the interface where rtkit has it, with its types.
+func TestRealtimeTools(t *testing.T) {
+	harness.Require(t, "dbus-send", "gdbus", "busctl")
+	addr := "unix:path=" + realtimeSocket(t, &granter{}, 1)
+	gdbus := []string{"gdbus", "call", "--address", addr, "--dest", api.RealtimeInterface, "--object-path", api.RealtimePath, "--method"}
+	send := []string{"dbus-send", "--peer=" + addr, "--print-reply", api.RealtimePath}
+	busctl := []string{"busctl", "--address=" + addr}
+	const props = "org.freedesktop.DBus.Properties"
+	for _, tool := range []struct {
+		argv []string
+		more string // the words behind them
+		says string
+		fail bool
+	}{
+		{send, api.RealtimeInterface + ".MakeThreadRealtime uint64:0 uint32:20", "method return", false},
+		{send, api.RealtimeInterface + ".MakeThreadRealtime uint64:0 uint32:20 string:more", "method return", false},
+		{send, api.RealtimeInterface + ".MakeThreadRealtime uint32:0 uint32:20", `InvalidArgs: Argument 0 is specified to be of type "uint64", but is actually of type "uint32"`, true},
+		{send, api.RealtimeInterface + ".MakeThreadHighPriority uint64:0", `InvalidArgs: Message has only 1 arguments, but more were expected`, true},
+		{send, props + ".Get string:" + api.RealtimeInterface + " string:RTTimeUSecMax", "variant       int64 1099511627777", false},
+		{send, props + ".Get string:" + api.RealtimeInterface + " string:MinNiceLevel", "variant       int32 -15", false},
+		{send, props + ".Get string:" + api.RealtimeInterface + " string:NoSuch", "UnknownProperty: Unknown property NoSuch", true},
+		{send, props + ".Get string:no.such string:MinNiceLevel", "UnknownProperty: Unknown interface no.such", true},
+		{send, api.Interface1 + ".ListGrants", "UnknownMethod", true},
+		{gdbus, api.RealtimeInterface + ".MakeThreadRealtimeWithPID 1 2 20", "()", false},
+		{gdbus, props + ".GetAll " + api.RealtimeInterface, "{'RTTimeUSecMax': <int64 1099511627777>, 'MaxRealtimePriority': <20>, 'MinNiceLevel': <-15>}", false},
+		{busctl, "get-property " + api.RealtimeInterface + " " + api.RealtimePath + " " + api.RealtimeInterface + " RTTimeUSecMax", "x 1099511627777", false},
+		{busctl, "introspect " + api.RealtimeInterface + " " + api.RealtimePath, ".MakeThreadHighPriorityWithPID", false},
+		{busctl, "tree " + api.RealtimeInterface, api.RealtimePath, false},
+		{busctl, "call " + api.BusName + " " + api.ObjectPath + " " + api.Interface1 + " ListGrants", `a(uuusixts) 2 1 2 3 "fifo" 4 1099511627776 9223372036854775813 "granted" 6 0 4294967295 "limits" -7 -8 0 "demoted"`, false},
+	} {
+		argv := slices.Concat(tool.argv, strings.Fields(tool.more))
+		out, err := exec.CommandContext(t.Context(), argv[0], argv[1:]...).CombinedOutput()
+		if (err != nil) != tool.fail || !strings.Contains(string(out), tool.says) {
+			t.Errorf("%q: %v, %s; want %q", argv, err, out, tool.says)
 		}
 	}
 }

@@ -478,6 +478,7 @@ func TestKernelBadInputSignatures(t *testing.T) {
 		},
 		harness.V1: {
 			"ListControllers", "Create", "SetValue", "GetValue", "ListChildren", "ListTasks", "Chown", "Move", "MoveFd", "Delete", "DeleteForce", "Kill", "Delegate",
+			"ListGrants", "Grant", "Revoke", "GrantLimits", "RevokeLimits",
 		},
 	} {
 		for _, member := range members {
