@@ -13,11 +13,15 @@ import (
 
 	"cgmanager/cmd/service"
 	"cgmanager/manager"
+	"cgmanager/manager/rt/watchdog"
 )
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == holdArg {
 		hold()
+	}
+	if len(os.Args) == 2 && os.Args[1] == watchdog.Arg {
+		os.Exit(watchdog.Main())
 	}
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }

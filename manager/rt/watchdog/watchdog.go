@@ -29,7 +29,11 @@ type Config struct {
 	// Fund brings a new process, which the kernel refuses realtime in its cgroup,
 	// to where there is a budget for it. May be nil.
 	Fund func(pid int) error
-	// Events is called, by one goroutine, for what the watchdog has done.
+	// Grace is for how long the process watches on when the daemon is dead (0: 30 s),
+	// Linger for how long when there is nobody to watch (0: 10 s).
+	Grace, Linger time.Duration
+	// Events is called, once at a time, for what the watchdog has done. It may call
+	// the Supervisor.
 	Events func(Event)
 	Log    *logrus.Logger
 }
@@ -45,7 +49,9 @@ type Grant struct {
 	// Policy (SCHED_RR, SCHED_FIFO, or SCHED_OTHER with Nice), Priority and Nice are
 	// what it was granted, and what it is given back.
 	Policy, Priority, Nice int32
-	// Share is how much of a CPU it may take over a period, in percent. 0 means 80.
+	// Share is how much of a CPU it may take over a period, in percent. 0 means 80 for
+	// a realtime thread, and all for one with a nice level, which cannot keep others
+	// from running.
 	Share int32
 }
 
@@ -61,10 +67,13 @@ const (
 	Starved
 	// Restored: the thread has again what it was granted.
 	Restored
-	// Ended: the thread is no more.
+	// Ended: the thread is no more, or has given up itself what it was granted.
 	Ended
 	// Starving: the canary starves; no ID.
 	Starving
+	// Lost: the thread is not watched any more, though it may live: for want of
+	// descriptors, or because there is no watchdog. The grant is to be revoked.
+	Lost
 )
 
 // Event is what the watchdog has done.
@@ -75,29 +84,3 @@ type Event struct {
 	// Used is the CPU time that the thread used within Window.
 	Used, Window time.Duration
 }
-
-// Supervisor is the daemon's side: it starts the process with the first grant,
-// again if it ends, and ends it after the last.
-type Supervisor struct{}
-
-// New makes a Supervisor; nothing is started yet.
-func New(Config) *Supervisor { return nil }
-
-// Ready starts the process if there is none, and returns an error where it is not
-// realtime: then nothing may be granted.
-func (s *Supervisor) Ready() error { return nil }
-
-// Watch begins to watch a thread, before it is given what it is granted. The
-// error is that of Ready, or says that too many are watched.
-func (s *Supervisor) Watch(Grant) error { return nil }
-
-// Unwatch lets a thread go. The process undoes nothing more of it.
-func (s *Supervisor) Unwatch(id uint64) {}
-
-// Close ends the process, which undoes nothing: who wants grants revoked has done
-// so. With leave it goes on without the daemon, until the next one's is started or,
-// after a time, nobody has: then it takes all grants back, and ends.
-func (s *Supervisor) Close(leave bool) {}
-
-// Main is the process. It returns its exit code.
-func Main() int { return 1 }

@@ -1,0 +1,247 @@
+package watchdog
+
+import "time"
+
+const (
+	// looks is how many times a period a busy thread is looked at.
+	looks = 10
+	// history is how many samples of a thread's CPU time are kept: enough for a
+	// period of looks, both its ends, and one that was out of turn.
+	history = looks + 3
+	// defaultShare is how much of a CPU a realtime thread may take, in percent.
+	defaultShare = 80
+	// starvingShare is how much of a CPU makes a thread suspect where the canary
+	// starves, in percent.
+	starvingShare = 20
+	// busyShare is from how much of a CPU on a thread is looked at more often, in
+	// percent. A thread that began to hog just before a look at which it had taken
+	// less is found that much later than a period after it began.
+	busyShare = 1
+)
+
+// judge decides who is demoted and who gets back what it had. It is told what there
+// is to know and does nothing itself: no clock, no thread, no allocation.
+type judge struct {
+	period time.Duration
+	slots  []slot
+
+	// due is when the next look is to be.
+	due time.Duration
+	// boot is by how much CLOCK_BOOTTIME was ahead of CLOCK_MONOTONIC.
+	boot time.Duration
+	// orphan: the daemon is dead, and with it the canary.
+	orphan bool
+
+	// sang is when the canary was last known to sing, starved when it was last
+	// known to starve (0: never), told when that was last said.
+	sang, starved, told time.Duration
+}
+
+// slot is a watched thread.
+type slot struct {
+	state    state
+	realtime bool
+	share    time.Duration // of CPU time over a period; 0: it may take all
+	again    bool          // it was restored before, once
+	fresh    time.Duration // when it came, or came back
+	n        int
+	samples  [history]sample // the last n are at the end, the newest last
+}
+
+// sample is what CPU time a thread had taken at a time.
+type sample struct{ at, used time.Duration }
+
+type state uint8
+
+const (
+	free state = iota
+	granted
+	// suspended: demoted because the canary starved; it may get it back.
+	suspended
+	// demoted: it hogged. Nothing more is done about it.
+	demoted
+)
+
+// seen is what a look has seen.
+type seen struct {
+	// now is CLOCK_MONOTONIC, boot CLOCK_BOOTTIME, and done CLOCK_MONOTONIC after
+	// the last sample was taken.
+	now, boot, done time.Duration
+	// sang: the canary gave a sign since the last look.
+	sang bool
+	// starving: it did not, and it would like to run.
+	starving bool
+}
+
+// unknown is an act: realtime is to be taken from the threads that nobody granted it.
+const unknown EventKind = -1
+
+// act is what is to be done.
+type act struct {
+	// kind is Demoted, Starved or Restored, and slot whose; or Starving, or unknown.
+	kind EventKind
+	slot int
+	// used is what the thread took of the window.
+	used, window time.Duration
+}
+
+func (j *judge) tick() time.Duration { return j.period / looks }
+
+// begin starts a period afresh: what was before says nothing.
+func (j *judge) begin(now, boot time.Duration) {
+	j.boot = boot - now
+	j.sang = now
+	if j.starved != 0 {
+		j.starved, j.told = now, now
+	}
+	for i := range j.slots {
+		j.slots[i].n = 0
+		j.slots[i].fresh = now
+	}
+	j.due = now + j.tick()
+}
+
+// add begins to watch a thread, that has taken so much CPU time up to now.
+func (j *judge) add(i int, now, used time.Duration, realtime bool, share int32, st state) {
+	s := &j.slots[i]
+	*s = slot{state: st, realtime: realtime, fresh: now}
+	if share == 0 && realtime {
+		share = defaultShare
+	}
+	s.share = j.period / 100 * time.Duration(share)
+	s.sampled(now, used)
+	j.due = min(j.due, now+j.tick())
+}
+
+// sampled notes what the thread has taken up to now.
+func (s *slot) sampled(now, used time.Duration) {
+	copy(s.samples[:], s.samples[1:])
+	s.samples[history-1] = sample{now, used}
+	s.n = min(s.n+1, history)
+}
+
+// taken returns how much CPU time it took in the last period. Where a period begins
+// between two samples, what was taken between them is counted as taken as late as
+// can be: a thread that was idle until the last look but one may have begun just
+// then. With a look every tick that is at most a tick's worth.
+func (s *slot) taken(period time.Duration) time.Duration {
+	now, sum := s.samples[history-1].at, time.Duration(0)
+	for i := history - 1; i > history-s.n; i-- {
+		a, b := s.samples[i-1], s.samples[i]
+		if b.at <= now-period {
+			break
+		}
+		sum += min(b.used-a.used, b.at-max(a.at, now-period))
+	}
+	return sum
+}
+
+// last returns what it took between the last two samples, and how long that was.
+func (s *slot) last() (used, window time.Duration) {
+	if s.n < 2 {
+		return 0, 0
+	}
+	a, b := s.samples[history-2], s.samples[history-1]
+	return b.used - a.used, b.at - a.at
+}
+
+// look judges what was seen; the samples of all slots were noted before. It appends
+// to acts, which has room for an act for each slot and two more, and sets due.
+func (j *judge) look(v seen, acts []act) []act {
+	// Whoever sleeps past a look although nothing goes before it did not sleep: the
+	// machine stood still, and the CPU time of who was running then may have gone on.
+	slack := j.period / 5
+	if v.now-j.due > slack || v.done-v.now > slack || v.boot-v.now-j.boot > slack {
+		j.begin(v.done, v.boot+(v.done-v.now))
+		return acts
+	}
+	j.boot = v.boot - v.now
+	if !j.orphan {
+		acts = j.canary(v, acts)
+	}
+	busy := false
+	for i := range j.slots {
+		s := &j.slots[i]
+		if s.state != granted {
+			continue
+		}
+		if used := s.taken(j.period); s.share != 0 && used > s.share {
+			s.state = demoted
+			acts = append(acts, act{kind: Demoted, slot: i, used: used, window: j.period})
+			continue
+		}
+		used, window := s.last()
+		busy = busy || v.now-s.fresh < j.period || used > window/100*busyShare
+	}
+	if busy || j.starved != 0 {
+		j.due = v.now + j.tick()
+	} else {
+		j.due = v.now + j.period
+	}
+	return acts
+}
+
+// canary judges the canary's silence or song.
+func (j *judge) canary(v seen, acts []act) []act {
+	switch {
+	case v.sang:
+		j.sang = v.now
+		if j.starved != 0 && v.now-j.starved >= j.period {
+			j.starved = 0
+			return j.restore(v.now, acts)
+		}
+	case v.now-j.sang < j.period:
+	case !v.starving:
+		// It does not want to run: the daemon is stopped, or frozen.
+		j.sang = v.now
+	case j.starved == 0:
+		// The first time it is those who take much, and who are most likely to be
+		// why. Whoever else may be it has one more look's time.
+		j.starved, j.told = v.now, v.now
+		acts = append(acts, act{kind: Starving})
+		return j.suspend(acts, j.period/100*starvingShare)
+	default:
+		j.starved = v.now
+		if v.now-j.told >= j.period {
+			j.told = v.now
+			acts = append(acts, act{kind: Starving})
+		}
+		return j.suspend(append(acts, act{kind: unknown}), -1)
+	}
+	return acts
+}
+
+// suspend demotes the threads that took more in the last period.
+func (j *judge) suspend(acts []act, more time.Duration) []act {
+	for i := range j.slots {
+		s := &j.slots[i]
+		if s.state != granted {
+			continue
+		}
+		used := s.taken(j.period)
+		if used <= more || s.share != 0 && used > s.share {
+			continue // who hogs is demoted for that
+		}
+		s.state = suspended
+		acts = append(acts, act{kind: Starved, slot: i, used: used, window: j.period})
+	}
+	return acts
+}
+
+// restore gives back what was taken while the canary starved, once: who was there
+// again when it starved again is left as it is.
+func (j *judge) restore(now time.Duration, acts []act) []act {
+	for i := range j.slots {
+		s := &j.slots[i]
+		if s.state != suspended {
+			continue
+		}
+		if s.again {
+			s.state = demoted
+			continue
+		}
+		s.state, s.again, s.fresh, s.n = granted, true, now, 0
+		acts = append(acts, act{kind: Restored, slot: i})
+	}
+	return acts
+}

@@ -1,0 +1,287 @@
+package watchdog
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/test/harness"
+)
+
+// spinEnv tells a process that it is a thread to watch: "busy idle seconds cpu", how
+// long in microseconds it computes and sleeps by turns, its life, and where.
+const spinEnv = "CGM_TEST_SPIN"
+
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == Arg {
+		os.Exit(Main())
+	}
+	if how := os.Getenv(spinEnv); how != "" {
+		spin(how)
+	}
+	harness.Main(m)
+}
+
+// spin computes and sleeps. Whatever it is granted, it is dead in time.
+func spin(how string) {
+	var busy, rest, seconds, cpu int
+	if _, err := fmt.Sscan(how, &busy, &rest, &seconds, &cpu); err != nil {
+		panic(err)
+	}
+	debug.SetGCPercent(-1)
+	runtime.LockOSThread()
+	must(dieIn(seconds))
+	must(unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 200_000, Max: 200_000}))
+	if cpu >= 0 {
+		var set unix.CPUSet
+		set.Set(cpu)
+		must(unix.SchedSetaffinity(0, &set))
+	}
+	fmt.Println(unix.Gettid())
+	var line [1]byte
+	_, _ = os.Stdin.Read(line[:]) // go
+	pause := unix.NsecToTimespec(int64(rest) * 1000)
+	for {
+		for end := time.Now().Add(time.Duration(busy) * time.Microsecond); time.Now().Before(end); {
+		}
+		_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pause)), 0, 0)
+	}
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+// dieIn has the kernel kill this process: nothing needs to run for it.
+func dieIn(seconds int) error {
+	event := struct {
+		value          uint64
+		signal, notify int32
+		_              [48]byte
+	}{signal: int32(unix.SIGKILL)}
+	var id int32
+	if _, _, errno := syscall.RawSyscall(unix.SYS_TIMER_CREATE, unix.CLOCK_MONOTONIC,
+		uintptr(unsafe.Pointer(&event)), uintptr(unsafe.Pointer(&id))); errno != 0 {
+		return errno
+	}
+	spec := unix.ItimerSpec{Value: unix.Timespec{Sec: int64(seconds)}}
+	if _, _, errno := syscall.RawSyscall6(unix.SYS_TIMER_SETTIME, uintptr(id), 0, uintptr(unsafe.Pointer(&spec)), 0, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// spinner is such a process.
+type spinner struct {
+	Grant
+	t     testing.TB
+	cmd   *exec.Cmd
+	start io.WriteCloser
+}
+
+const (
+	hog   = "50000 500" // it never uses up RLIMIT_RTTIME
+	audio = "2000 8000"
+	still = "0 1000000"
+)
+
+// newSpinner starts one on a CPU (-1: any), that lives for a few seconds and does
+// nothing until it is told to.
+func newSpinner(t testing.TB, how string, seconds, cpu int) *spinner {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1", fmt.Sprintf("%s=%s %d %d", spinEnv, how, seconds, cpu))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := &spinner{t: t, cmd: cmd, start: in}
+	t.Cleanup(s.end)
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	tid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Grant = Grant{ID: uint64(tid), PID: int32(cmd.Process.Pid), TID: int32(tid), Policy: unix.SCHED_RR, Priority: 20}
+	s.Started = startOf(t, cmd.Process.Pid, tid)
+	return s
+}
+
+func startOf(t testing.TB, pid, tid int) uint64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/stat", pid, tid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, errno := parseStat(b)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	return st.started
+}
+
+// grant does what the daemon does, and has it begin.
+func (s *spinner) grant() {
+	s.t.Helper()
+	attr := unix.SchedAttr{
+		Size: unix.SizeofSchedAttr, Policy: uint32(s.Policy), Priority: uint32(s.Priority), Nice: s.Nice,
+		Flags: unix.SCHED_FLAG_RESET_ON_FORK,
+	}
+	if err := unix.SchedSetAttr(int(s.TID), &attr, 0); err != nil {
+		s.t.Fatal(err)
+	}
+	s.begin()
+}
+
+func (s *spinner) begin() {
+	s.t.Helper()
+	if _, err := s.start.Write([]byte("\n")); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// realtime says whether it is.
+func (s *spinner) realtime() bool {
+	s.t.Helper()
+	attr, err := unix.SchedGetAttr(int(s.TID), 0)
+	if err != nil {
+		s.t.Fatalf("the thread is gone: %v", err)
+	}
+	return isRealtime(attr.Policy)
+}
+
+func (s *spinner) end() {
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+}
+
+// lines is a log that a test reads.
+type lines struct {
+	mu sync.Mutex
+	b  strings.Builder // guarded by mu
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// kennel is a Supervisor, and what it tells.
+type kennel struct {
+	*Supervisor
+	t      testing.TB
+	log    *lines
+	events chan Event
+}
+
+// newKennel makes one with a period of a second, unless told otherwise.
+func newKennel(t testing.TB, c Config) *kennel {
+	t.Helper()
+	k := &kennel{t: t, log: &lines{}, events: make(chan Event, 1000)}
+	if c.Period == 0 {
+		c.Cheep, c.Period = 500*time.Millisecond, time.Second
+	}
+	if c.Dir == "" {
+		c.Dir = t.TempDir()
+	}
+	c.Events = func(e Event) { k.events <- e }
+	c.Log = logrus.New()
+	c.Log.SetOutput(k.log)
+	k.Supervisor = New(c)
+	t.Cleanup(func() {
+		k.Close(false)
+		if t.Failed() {
+			t.Log(k.log)
+		}
+	})
+	return k
+}
+
+// watch watches spinners, grants, and has them begin.
+func (k *kennel) watch(spinners ...*spinner) {
+	k.t.Helper()
+	for _, s := range spinners {
+		if err := k.Watch(s.Grant); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+	for _, s := range spinners {
+		s.grant()
+	}
+}
+
+// next waits for an event, and fails without one.
+func (k *kennel) next(within time.Duration) Event {
+	k.t.Helper()
+	select {
+	case e := <-k.events:
+		return e
+	case <-time.After(within):
+		k.t.Fatalf("nothing happened for %v", within)
+		return Event{}
+	}
+}
+
+// quiet fails if there are events.
+func (k *kennel) quiet() {
+	k.t.Helper()
+	select {
+	case e := <-k.events:
+		k.t.Errorf("unexpected: %+v", e)
+	default:
+	}
+}
+
+// pid returns the process's.
+func (k *kennel) pid() int {
+	k.t.Helper()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.proc == nil {
+		k.t.Fatal("there is no watchdog")
+	}
+	return k.proc.pid
+}
+
+// slower is how much longer things take in an emulated machine.
+func slower(d time.Duration) time.Duration {
+	if harness.Emulated() {
+		return 5 * d
+	}
+	return d
+}
