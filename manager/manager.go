@@ -15,6 +15,7 @@ import (
 	"cgmanager/api"
 	"cgmanager/cgfs"
 	"cgmanager/manager/identity"
+	"cgmanager/manager/rt"
 	"cgmanager/privcheck"
 )
 
@@ -34,6 +35,8 @@ type Config struct {
 	// Hold starts the process that a scope of systemd's begins with. Without it
 	// nothing is asked of systemd, and nothing known of what it manages.
 	Hold func() (Holder, error)
+	// Realtime says what is granted of realtime; nil: nothing is.
+	Realtime *rt.Config
 	// Log receives a line for each change and each refusal.
 	Log *logrus.Logger
 }
@@ -48,8 +51,11 @@ type Manager struct {
 	ledger   *ledger
 	reaper   *reaper
 	beside   *beside         // nil where systemd does not run
+	rt       *rt.Service     // nil where realtime is not granted
 	moving   locks[int32]    // by pid; held from the last look at a task to its move
 	freezing locks[watchKey] // of cgroups; held while Kill, or dividing one, freezes and thaws
+	// keepGrants leaves what was granted of realtime to the next daemon.
+	keepGrants bool
 	// refusals bounds the audit lines of refusals; unwritten counts those
 	// since the last one.
 	refusals  *rate.Limiter
@@ -80,12 +86,21 @@ func New(c Config) (*Manager, error) {
 	if m.reaper, err = newReaper(m.set, m.log, m.ledger.gone); err != nil {
 		return nil, err
 	}
+	if c.Realtime != nil {
+		if m.rt, err = rt.Open(*c.Realtime, m.set, m.host, m.log); err != nil {
+			m.Close()
+			return nil, err
+		}
+	}
 	return m, nil
 }
 
-// Close stops looking after marked cgroups. Marks stay where they are, in the
-// kernel.
+// Close takes realtime back, unless KeepGrants was called, and stops looking after
+// marked cgroups. Marks stay where they are, in the kernel.
 func (m *Manager) Close() {
+	if m.rt != nil {
+		m.rt.Close(m.keepGrants)
+	}
 	if m.beside != nil {
 		m.beside.close()
 	}
@@ -108,25 +123,33 @@ func (m *Manager) Open(opener api.Cred, pidfd int) (api.Peer, error) {
 		return nil, api.Errorf(api.Denied, "the process that connected has ended").WithCause(err)
 	}
 	p := &peer{m: m, chain: []link{{opener, proc}}}
-	containers, err := m.host.Containers(proc)
-	if err != nil {
+	if p.accounts, err = m.accounts(proc, opener.UID); err != nil {
 		proc.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// accounts names whom to charge for what a process with the uid uses; none for host
+// root. See api.Peer.
+func (m *Manager) accounts(proc *identity.Process, uid uint32) ([]string, error) {
+	all, err := m.host.Containers(proc)
+	if err != nil {
 		return nil, api.Errorf(api.Denied, "cannot tell in which namespaces the process is").WithCause(err)
 	}
-	if opener.UID != 0 || len(containers) > 0 {
-		p.accounts = append(containers, fmt.Sprintf("uid:%d", opener.UID))
+	if uid != 0 || len(all) > 0 {
+		all = append(all, fmt.Sprintf("uid:%d", uid))
 	}
 	makers, err := m.host.Makers(proc)
 	if err != nil {
-		proc.Close()
 		return nil, api.Errorf(api.Denied, "cannot tell who made the namespaces of the process").WithCause(err)
 	}
-	for _, uid := range makers {
-		if uid != 0 && uid != opener.UID {
-			p.accounts = append(p.accounts, fmt.Sprintf("uid:%d", uid))
+	for _, maker := range makers {
+		if maker != 0 && maker != uid {
+			all = append(all, fmt.Sprintf("uid:%d", maker))
 		}
 	}
-	return p, nil
+	return all, nil
 }
 
 // AcceptsIdentity implements api.Peer.

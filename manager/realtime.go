@@ -1,45 +1,749 @@
 package manager
 
-import "cgmanager/api"
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
 
-var errRealtime = api.Errorf(api.Unsupported, "realtime is not served")
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
-// RealtimeRefused implements api.RealtimeKit1.
-func (m *Manager) RealtimeRefused(*api.Request) error { return errRealtime }
+	"cgmanager/api"
+	"cgmanager/cgfs"
+	"cgmanager/manager/identity"
+	"cgmanager/manager/rt"
+	"cgmanager/manager/rt/policy"
+	"cgmanager/privcheck"
+)
+
+var errRealtime = api.Errorf(api.Unsupported, "realtime is not served by this daemon")
+
+// KeepGrants has Close leave what is granted of realtime to the next daemon.
+func (m *Manager) KeepGrants() { m.keepGrants = true }
+
+// ReloadRealtime reads the policy file again. The service's log says what came of it.
+func (m *Manager) ReloadRealtime() {
+	if m.rt != nil {
+		_ = m.rt.Reload() // what it said before holds
+	}
+}
+
+// ResumeRealtime grants again after Exit.
+func (m *Manager) ResumeRealtime() {
+	if m.rt != nil {
+		m.rt.Resume()
+	}
+}
+
+// RealtimeRefused implements api.RealtimeKit1. Who asks is only looked at while
+// somebody is refused.
+func (m *Manager) RealtimeRefused(rq *api.Request) error {
+	if m.rt == nil {
+		return errRealtime
+	}
+	if !m.rt.Exited() && !m.rt.Refusing() {
+		return nil
+	}
+	c, err := m.begin("RealtimeKit1", rq)
+	if err != nil {
+		return nil //nolint:nilerr // The request itself will say so.
+	}
+	defer c.release()
+	return c.refusedForNow()
+}
+
+// refusedForNow returns the error with which the requestor is refused whatever it
+// asks for.
+func (c *call) refusedForNow() error {
+	if c.m.rt.Exited() {
+		return c.realtime("", rt.ErrExited)
+	}
+	accounts, err := c.chargedTo()
+	if err != nil {
+		return err
+	}
+	left := c.m.rt.Refused(accounts)
+	if left <= 0 {
+		return nil
+	}
+	const reason = "Recovering from system lockup, not allowing further RT threads."
+	c.refused("", requestor, privcheck.Decision{}, reason)
+	return api.Errorf(api.Denied, "%s: recovering from a lockup, nothing is granted for another %d s", c.op, int(left.Seconds())+1)
+}
+
+// chargedTo names the accounts of those who ask: all but the proxies, who act for
+// others.
+func (c *call) chargedTo() ([]string, error) {
+	var all []string
+	for i := range c.parties {
+		p := &c.parties[i]
+		if p.role == proxy && i > 0 {
+			continue
+		}
+		names, err := c.m.accounts(p.proc, p.cred.UID)
+		if err != nil {
+			return nil, err
+		}
+		if len(names) == 0 {
+			names = []string{"uid:0"} // nobody is without limits here
+		}
+		for _, n := range names {
+			if !slices.Contains(all, n) {
+				all = append(all, n)
+			}
+		}
+	}
+	return all, nil
+}
+
+// realtime turns what goes wrong with a request about realtime into an error for
+// the requestor, and writes the audit line of a refusal.
+func (c *call) realtime(subject string, err error) error {
+	if subject != "" {
+		subject = " " + subject
+	}
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		if e.Kind == api.Denied || e.Kind == api.Limit {
+			c.refused(subject, requestor, privcheck.Decision{}, e.Text)
+		}
+		told := *e
+		told.Text = c.op + subject + ": " + e.Text
+		return &told
+	}
+	e := &api.Error{Kind: api.Denied, Cause: err}
+	is := func(targets ...error) bool {
+		return slices.ContainsFunc(targets, func(t error) bool { return errors.Is(err, t) })
+	}
+	reason := ""
+	switch {
+	case is(identity.ErrGone):
+		e.Kind, reason = api.NotFound, "no such thread"
+	case is(rt.ErrUsers, rt.ErrProcesses, rt.ErrThreads, rt.ErrTotal, rt.ErrBurst, rt.ErrAsking):
+		e.Kind, reason = api.Limit, err.Error()
+	case is(rt.ErrRange):
+		e.Kind, reason = api.Invalid, err.Error()
+	case is(rt.ErrNotAllowed):
+		reason, e.Hint = rt.ErrNotAllowed.Error(), "the host's administrator can add a rule to its realtime.toml"
+	case is(rt.ErrBeyond, rt.ErrExited, rt.ErrChanged, rt.ErrNoLimits):
+		reason = err.Error()
+	case is(rt.ErrUnwatched):
+		reason = rt.ErrUnwatched.Error()
+	case is(unix.EPERM, unix.EACCES):
+		reason = "the kernel refuses"
+	default:
+		return c.kernel(subject, err)
+	}
+	if e.Kind == api.Denied || e.Kind == api.Limit {
+		c.refused(subject, requestor, privcheck.Decision{}, err.Error())
+	}
+	e.Text = c.op + subject + ": " + reason
+	return e
+}
+
+// beginRealtime is begin, for requests that are refused where realtime is not
+// served or the requestor is refused for now.
+func (m *Manager) beginRealtime(op string, rq *api.Request) (*call, error) {
+	if m.rt == nil {
+		return nil, errRealtime
+	}
+	c, err := m.begin(op, rq)
+	if err != nil {
+		return nil, err
+	}
+	if m.rt.Exited() || m.rt.Refusing() {
+		if err := c.refusedForNow(); err != nil {
+			c.release()
+			return nil, err
+		}
+	}
+	return c, nil
+}
 
 // MakeThreadRealtime implements api.RealtimeKit1.
-func (m *Manager) MakeThreadRealtime(*api.Request, api.Thread, uint32) error { return errRealtime }
+func (m *Manager) MakeThreadRealtime(rq *api.Request, t api.Thread, priority uint32) error {
+	return m.makeThread("MakeThreadRealtime", rq, t, rt.Want{Policy: rt.Any, Level: rt.ClampLevel(priority)})
+}
 
 // MakeThreadHighPriority implements api.RealtimeKit1.
-func (m *Manager) MakeThreadHighPriority(*api.Request, api.Thread, int32) error { return errRealtime }
+func (m *Manager) MakeThreadHighPriority(rq *api.Request, t api.Thread, nice int32) error {
+	return m.makeThread("MakeThreadHighPriority", rq, t, rt.Want{Policy: unix.SCHED_NORMAL, Level: nice})
+}
 
-// ResetKnown implements api.RealtimeKit1.
-func (m *Manager) ResetKnown(*api.Request) error { return errRealtime }
+// makeThread answers as rtkit does: who asks is not told more than an errno.
+func (m *Manager) makeThread(op string, rq *api.Request, t api.Thread, w rt.Want) (err error) {
+	c, err := m.beginRealtime(op, rq)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	return c.grant(w, threadSubject(t.ID), func(g *granting) error { return g.open(t) }, func(g *granting) error { return g.openThread(t.ID) })
+}
 
-// ResetAll implements api.RealtimeKit1.
-func (m *Manager) ResetAll(*api.Request) error { return errRealtime }
+// Grant implements api.CGManager1.
+func (m *Manager) Grant(rq *api.Request, thread uint32, scheduling string, level int32) error {
+	policies := map[string]int32{"rr": unix.SCHED_RR, "fifo": unix.SCHED_FIFO, "other": unix.SCHED_NORMAL}
+	w, ok := policies[scheduling]
+	if !ok {
+		return api.Errorf(api.Invalid, "Grant %d: no such policy: %q", thread, scheduling).WithHint("rr, fifo, or other with a nice level")
+	}
+	c, err := m.beginRealtime("Grant", rq)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	id := uint64(thread)
+	return c.grant(rt.Want{Policy: w, Level: level}, threadSubject(id), func(g *granting) error { return g.openAround(id) }, func(g *granting) error { return g.openThread(id) })
+}
 
-// Exit implements api.RealtimeKit1.
-func (m *Manager) Exit(*api.Request) error { return errRealtime }
+func threadSubject(id uint64) string {
+	if id == 0 {
+		return "the first thread"
+	}
+	return "thread " + strconv.FormatUint(id, 10)
+}
 
-// RealtimeProperties implements api.RealtimeKit1.
-func (m *Manager) RealtimeProperties(*api.Request) (api.RealtimeProperties, error) {
-	return api.RealtimeProperties{}, errRealtime
+// granting is a grant on its way.
+type granting struct {
+	*call
+	subject string
+	proc    *identity.Process
+	process rt.Process
+	thread  *identity.Thread
+	tid     int32
+	want    rt.Want
+}
+
+// grant makes a grant. The order of what is asked is rtkit's (docs/REALTIME.md),
+// and so is that the first thing that is not in order is what the requestor is told.
+func (c *call) grant(w rt.Want, subject string, openProcess, openThread func(*granting) error) (err error) {
+	g := &granting{call: c, subject: subject, want: w}
+	defer g.close()
+	s := c.m.rt
+	accounts, err := c.chargedTo()
+	if err != nil {
+		return err
+	}
+	fail := func(err error) error { return c.realtime(subject, err) }
+	if err := s.CheckUsers(accounts); err != nil {
+		return fail(err)
+	}
+	if err := openProcess(g); err != nil {
+		return fail(err)
+	}
+	if err := s.CheckProcess(accounts, g.process); err != nil {
+		return fail(err)
+	}
+	if err := openThread(g); err != nil {
+		return fail(err)
+	}
+	place, err := s.Reserve(accounts, rt.Thread{Process: g.process, TID: g.thread.TID(), ThreadStarted: g.thread.Started()})
+	if err != nil {
+		return fail(err)
+	}
+	defer place.Cancel()
+	target, err := c.m.target(g.proc)
+	if err != nil {
+		return fail(err)
+	}
+	r := c.r()
+	a, err := s.Allow(&rt.Asker{
+		UID: r.cred.UID, Accounts: accounts, HostRoot: r.r.HostRoot(), Outside: r.r.Outside(), Target: target, Process: g.process,
+	}, w)
+	if err != nil {
+		return fail(err)
+	}
+	to, err := a.Fit(w)
+	if err != nil {
+		return fail(err)
+	}
+	if err := s.Act(accounts); err != nil {
+		return fail(err)
+	}
+	if err := s.Ready(); err != nil {
+		return fail(err)
+	}
+	order := &rt.Order{Reservation: place, Thread: g.thread, To: to, Share: a.Share, UID: r.cred.UID}
+	if s.Budgets() {
+		if order.Top, err = c.top10(); err != nil {
+			return fail(err)
+		}
+	}
+	var last privcheck.Decision
+	order.Verify = func() (privcheck.Decision, error) {
+		last, err = g.verify()
+		return last, err
+	}
+	if err := s.Grant(order); err != nil {
+		return fail(err)
+	}
+	g.thread = nil // the service's
+	c.granted(g, to, last, a.By)
+	return nil
+}
+
+func (g *granting) close() {
+	if g.thread != nil {
+		g.thread.Close()
+	}
+}
+
+// granted writes the audit line.
+func (c *call) granted(g *granting, to identity.Scheduling, d privcheck.Decision, by string) {
+	if !c.m.log.IsLevelEnabled(logrus.InfoLevel) {
+		return
+	}
+	f := c.fields(g.subject, d)
+	f["by"] = by
+	tid, pid, uid := g.tid, g.proc.PID(), c.r().cred.UID
+	if to.Policy == unix.SCHED_NORMAL {
+		c.m.log.WithFields(f).Infof("Successfully made thread %d of process %d owned by '%d' high priority at nice level %d.", tid, pid, uid, to.Nice)
+		return
+	}
+	c.m.log.WithFields(f).Infof("Successfully made thread %d of process %d owned by '%d' RT at priority %d.", tid, pid, uid, to.Priority)
+}
+
+// open finds the process that a client of rtkit's names.
+func (g *granting) open(t api.Thread) error {
+	if t.Own || t.Process == 1<<32-1 || t.Process == 1<<64-1 {
+		return g.hold(g.r().proc)
+	}
+	pid, err := g.number(t.Process)
+	if err != nil {
+		return err
+	}
+	p, err := identity.Open(pid, -1)
+	if err != nil {
+		return gone(err)
+	}
+	g.call.close = append(g.call.close, p)
+	if err := g.isNumber(pid, t.Process); err != nil {
+		return err
+	}
+	return g.hold(p)
+}
+
+// openAround finds the process of a thread.
+func (g *granting) openAround(thread uint64) error {
+	tid, err := g.number(thread)
+	if err != nil {
+		return err
+	}
+	t, err := identity.OpenTask(tid)
+	if err != nil {
+		return gone(err)
+	}
+	g.call.close = append(g.call.close, t)
+	return g.hold(t.Process)
+}
+
+// gone is err; a number that is no process's is that of none that is left.
+func gone(err error) error {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return identity.ErrGone
+	}
+	return err
+}
+
+func (g *granting) hold(p *identity.Process) (err error) {
+	g.proc = p
+	if !p.Alive() {
+		return identity.ErrGone
+	}
+	g.process, err = rt.ProcessOf(p)
+	return err
+}
+
+// openThread finds the thread, 0 the process's first one.
+func (g *granting) openThread(id uint64) (err error) {
+	tid := g.proc.PID()
+	if id != 0 {
+		if tid, err = g.number(id); err != nil {
+			return err
+		}
+	}
+	if g.thread, err = g.proc.Thread(tid); err != nil {
+		return err
+	}
+	g.tid = tid
+	if id == 0 {
+		return nil
+	}
+	return g.isNumber(tid, id)
+}
+
+// number returns the daemon's number for one of the requestor's. It is a hint:
+// isNumber proves it once there is a handle.
+func (g *granting) number(id uint64) (int32, error) {
+	if id > 1<<31-1 {
+		return 0, identity.ErrGone // nobody has it, and it is not cut short
+	}
+	n, ok := g.m.host.HostPID(g.r().proc, int64(id))
+	if !ok {
+		return 0, identity.ErrGone
+	}
+	return n, nil
+}
+
+func (g *granting) isNumber(here int32, id uint64) error {
+	if n, ok := g.m.host.PIDIn(g.r().proc, here); !ok || uint64(n) != id {
+		return identity.ErrGone
+	}
+	return nil
+}
+
+// target is what the policy asks about a process.
+func (m *Manager) target(p *identity.Process) (policy.Target, error) {
+	bg, err := m.host.Background(p)
+	if err == nil && !p.Alive() {
+		err = identity.ErrGone
+	}
+	return policy.Target{
+		UID: bg.UID, EGID: bg.EGID, Groups: bg.Groups, Program: bg.Program, Container: bg.Container, Root: bg.Root,
+	}, err
+}
+
+// verify makes sure of all on which a grant depends.
+func (g *granting) verify() (privcheck.Decision, error) {
+	d, err := g.overProcess(g.subject, g.proc)
+	if err != nil {
+		return d, err
+	}
+	if p, err := rt.ProcessOf(g.proc); err != nil || p != g.process || !g.proc.Alive() {
+		return privcheck.Decision{}, errors.Join(rt.ErrChanged, err)
+	}
+	if g.want.Policy != unix.SCHED_NORMAL {
+		max, limited, err := g.proc.RTTimeMax()
+		if err != nil {
+			return privcheck.Decision{}, errors.Join(rt.ErrChanged, err)
+		}
+		if bound := g.m.rt.RTTimeMax; !limited || max > bound {
+			return privcheck.Decision{}, api.Errorf(api.Denied, "the process's hard RLIMIT_RTTIME is not %d us or less", bound).
+				WithHint(fmt.Sprintf("set it first: prlimit --rttime=%d, or setrlimit(2)", bound))
+		}
+	}
+	if !g.thread.Alive() {
+		return privcheck.Decision{}, rt.ErrChanged
+	}
+	return d, nil
+}
+
+// overProcess asks clause 10 about a process, for every party.
+func (c *call) overProcess(subject string, p *identity.Process) (privcheck.Decision, error) {
+	facts, err := c.realtimeFacts(p)
+	if err != nil {
+		return privcheck.Decision{}, err
+	}
+	return c.decide(subject, func(who *party) privcheck.Decision { return privcheck.Realtime(who.r, facts(who)) })
+}
+
+// realtimeFacts gathers what clause 10 asks of a process.
+func (c *call) realtimeFacts(p *identity.Process) (func(who *party) privcheck.RealtimeTask, error) {
+	uids, err := (&identity.Task{Process: p}).Owners()
+	if err != nil {
+		return nil, err
+	}
+	at, err := c.m.host.Nesting(p)
+	if err != nil {
+		return nil, err
+	}
+	tasks := make(map[*party]privcheck.RealtimeTask, len(c.parties))
+	for i := range c.parties {
+		who := &c.parties[i]
+		around, err := c.m.host.Nesting(who.proc)
+		if err != nil {
+			return nil, err
+		}
+		t := privcheck.RealtimeTask{Within: around.EnclosesUser(at)}
+		_, t.Visible = c.m.host.PIDIn(who.proc, p.PID())
+		for j := range uids {
+			t.UIDs = append(t.UIDs, uids[j][:]...)
+		}
+		tasks[who] = t
+	}
+	if !p.Alive() {
+		return nil, identity.ErrGone
+	}
+	return func(who *party) privcheck.RealtimeTask { return tasks[who] }, nil
+}
+
+// top10 returns the cgroup up to which realtime runtime may be taken for the
+// requestor: the host's root for one of the host, and for one of a container the
+// cgroup of the container's first process, if the requestor's is in or below that.
+func (c *call) top10() (string, error) {
+	cpu, ok := c.m.set.ByController("cpu")
+	if !ok {
+		return "", nil
+	}
+	r := c.r()
+	if !r.r.Outside() {
+		return "/", nil
+	}
+	own := r.own(cpu)
+	if first, ok := c.m.host.HostPID(r.proc, 1); ok {
+		if at := c.cgroupOfFirst(first, cpu); privcheck.Below(at, own) && at != "/" {
+			own = at
+		}
+	}
+	if own == "/" || own == "" {
+		return "", api.Errorf(api.Denied, "you are in no cgroup of your own in the hierarchy of the cpu controller, from which realtime runtime could be taken")
+	}
+	return own, nil
+}
+
+// cgroupOfFirst returns where the first process of the requestor's pid namespace
+// is, "" if that is not the first process of the requestor's container.
+func (c *call) cgroupOfFirst(pid int32, h *cgfs.Hierarchy) string {
+	p, err := identity.Open(pid, -1)
+	if err != nil {
+		return ""
+	}
+	defer p.Close()
+	r := c.r()
+	theirs, err := c.m.host.Nesting(p)
+	own, oerr := c.m.host.Nesting(r.proc)
+	if err != nil || oerr != nil || !theirs.Encloses(own) || !own.Encloses(theirs) {
+		return ""
+	}
+	cgroups, err := p.Cgroups()
+	if err != nil || !p.Alive() || p.LeaderExiting() {
+		return ""
+	}
+	at, _ := cgroups.Cgroup(h)
+	return at
+}
+
+// Revoke implements api.CGManager1.
+func (m *Manager) Revoke(rq *api.Request, thread uint32) error {
+	if m.rt == nil {
+		return errRealtime
+	}
+	c, err := m.begin("Revoke", rq)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	id := uint64(thread)
+	g := &granting{call: c, subject: threadSubject(id)}
+	defer g.close()
+	if err := g.openAround(id); err != nil {
+		return c.realtime(g.subject, err)
+	}
+	if err := g.openThread(id); err != nil {
+		return c.realtime(g.subject, err)
+	}
+	d, err := c.overProcess(g.subject, g.proc)
+	if err != nil {
+		return c.realtime(g.subject, err)
+	}
+	has, ok := m.rt.Of(rt.Thread{Process: g.process, TID: g.thread.TID(), ThreadStarted: g.thread.Started()})
+	if !ok {
+		return api.Errorf(api.NotFound, "Revoke %s: nothing was granted to it", g.subject)
+	}
+	m.rt.Revoke(has)
+	m.log.WithFields(c.fields(g.subject, d)).Info("done")
+	return nil
 }
 
 // ListGrants implements api.CGManager1.
-func (m *Manager) ListGrants(*api.Request) ([]api.Grant, error) { return nil, errRealtime }
-
-// Grant implements api.CGManager1.
-func (m *Manager) Grant(*api.Request, uint32, string, int32) error { return errRealtime }
-
-// Revoke implements api.CGManager1.
-func (m *Manager) Revoke(*api.Request, uint32) error { return errRealtime }
-
-// GrantLimits implements api.CGManager1.
-func (m *Manager) GrantLimits(*api.Request, uint32) (map[string]string, error) {
-	return nil, errRealtime
+func (m *Manager) ListGrants(rq *api.Request) ([]api.Grant, error) {
+	if m.rt == nil {
+		return nil, errRealtime
+	}
+	c, err := m.begin("ListGrants", rq)
+	if err != nil {
+		return nil, err
+	}
+	defer c.release()
+	var all []api.Grant
+	for _, g := range m.rt.Current() {
+		p, ok := c.entry(g.Thread.PID, g.Thread.Process)
+		if !ok {
+			continue
+		}
+		tid, ok := m.host.PIDIn(c.r().proc, g.Thread.TID)
+		if !ok {
+			continue
+		}
+		p.TID, p.Since, p.CPU = tid, g.Since.Unix(), uint64(m.rt.Used(&g).Microseconds())
+		p.Policy, p.Level, p.State = "rr", g.Priority, "granted"
+		switch g.Policy {
+		case unix.SCHED_FIFO:
+			p.Policy = "fifo"
+		case unix.SCHED_NORMAL:
+			p.Policy, p.Level = "other", g.Nice
+		}
+		if g.Demoted {
+			p.State = "demoted"
+		}
+		all = append(all, p)
+	}
+	for _, g := range m.rt.Given() {
+		started, err := strconv.ParseUint(g.Started, 10, 64)
+		if err != nil {
+			continue
+		}
+		if p, ok := c.entry(g.PID, rt.Process{PID: g.PID, Started: started}); ok {
+			p.Policy, p.Since, p.State = "limits", g.Since, "granted"
+			if level, err := strconv.ParseInt(g.Limits["rtprio"], 10, 32); err == nil {
+				p.Level = int32(level)
+			}
+			all = append(all, p)
+		}
+	}
+	slices.SortStableFunc(all, func(a, b api.Grant) int { return cmp.Compare(a.Since, b.Since) })
+	return all, nil
 }
 
-// RevokeLimits implements api.CGManager1.
-func (m *Manager) RevokeLimits(*api.Request, uint32) ([]uint32, error) { return nil, errRealtime }
+// entry begins an entry of ListGrants, if the process is the one that is named and
+// every party has privilege over it.
+func (c *call) entry(pid int32, name rt.Process) (g api.Grant, ok bool) {
+	p, err := identity.Open(pid, -1)
+	if err != nil {
+		return g, false
+	}
+	defer p.Close()
+	bg, err := c.m.host.Background(p)
+	if err != nil {
+		return g, false
+	}
+	facts, err := c.realtimeFacts(p)
+	if err != nil {
+		return g, false
+	}
+	for i := range c.parties {
+		if who := &c.parties[i]; !privcheck.Realtime(who.r, facts(who)).Allowed() {
+			return g, false
+		}
+	}
+	if now, err := rt.ProcessOf(p); err != nil || now != name {
+		return g, false
+	}
+	g.UID, _ = c.r().r.UIDs.ToInside(bg.UID)
+	g.PID, ok = c.m.host.PIDIn(c.r().proc, pid)
+	return g, ok
+}
+
+// GrantLimits implements api.CGManager1.
+func (m *Manager) GrantLimits(rq *api.Request, pid uint32) (map[string]string, error) {
+	c, err := m.beginRealtime("GrantLimits", rq)
+	if err != nil {
+		return nil, err
+	}
+	defer c.release()
+	g, d, err := c.limited(pid)
+	if err != nil {
+		return nil, err
+	}
+	target, err := m.target(g.proc)
+	if err != nil {
+		return nil, c.realtime(g.subject, err)
+	}
+	given, err := m.rt.GrantLimits(d, g.proc, target)
+	if err != nil {
+		return nil, c.realtime(g.subject, err)
+	}
+	m.log.WithFields(c.fields(g.subject, d)).WithField("limits", given).Info("done")
+	return given, nil
+}
+
+// limited finds the process whose limits are to be changed, and asks clause 10.
+func (c *call) limited(pid uint32) (*granting, privcheck.Decision, error) {
+	g := &granting{call: c, subject: "process " + strconv.FormatUint(uint64(pid), 10)}
+	if err := g.open(api.Thread{Process: uint64(pid)}); err != nil {
+		return nil, privcheck.Decision{}, c.realtime(g.subject, err)
+	}
+	d, err := c.overProcess(g.subject, g.proc)
+	if err != nil {
+		return nil, d, c.realtime(g.subject, err)
+	}
+	return g, d, nil
+}
+
+// RevokeLimits implements api.CGManager1. Of those that it could not reach the ones
+// that the requestor cannot see are 0.
+func (m *Manager) RevokeLimits(rq *api.Request, pid uint32) ([]uint32, error) {
+	if m.rt == nil {
+		return nil, errRealtime
+	}
+	c, err := m.begin("RevokeLimits", rq)
+	if err != nil {
+		return nil, err
+	}
+	defer c.release()
+	g, d, err := c.limited(pid)
+	if err != nil {
+		return nil, err
+	}
+	left, err := m.rt.RevokeLimits(d, g.proc)
+	if err != nil {
+		return nil, c.realtime(g.subject, err)
+	}
+	unreached := make([]uint32, 0, len(left))
+	for _, pid := range left {
+		n, _ := m.host.PIDIn(c.r().proc, pid)
+		unreached = append(unreached, n)
+	}
+	m.log.WithFields(c.fields(g.subject, d)).WithField("unreached", left).Info("done")
+	return unreached, nil
+}
+
+// ResetKnown implements api.RealtimeKit1.
+func (m *Manager) ResetKnown(rq *api.Request) error {
+	return m.reset("ResetKnown", rq, func() (int, error) { return m.rt.Revoke(), nil })
+}
+
+// ResetAll implements api.RealtimeKit1.
+func (m *Manager) ResetAll(rq *api.Request) error {
+	return m.reset("ResetAll", rq, func() (int, error) { return m.rt.ResetAll() })
+}
+
+// Exit implements api.RealtimeKit1.
+func (m *Manager) Exit(rq *api.Request) error {
+	return m.reset("Exit", rq, func() (int, error) { return m.rt.Exit(), nil })
+}
+
+// reset does what concerns everybody. Nobody is refused it for now: it is what ends a
+// lockup.
+func (m *Manager) reset(op string, rq *api.Request, act func() (int, error)) error {
+	if m.rt == nil {
+		return errRealtime
+	}
+	c, err := m.begin(op, rq)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	d, err := c.decide("", func(p *party) privcheck.Decision { return privcheck.RealtimeAll(p.r) })
+	if err != nil {
+		return err
+	}
+	n, err := act()
+	if err != nil {
+		return c.realtime("", err)
+	}
+	m.log.WithFields(c.fields("", d)).Infof("Demoted %d threads.", n)
+	return nil
+}
+
+// RealtimeProperties implements api.RealtimeKit1.
+func (m *Manager) RealtimeProperties(rq *api.Request) (api.RealtimeProperties, error) {
+	if m.rt == nil {
+		return api.RealtimeProperties{}, errRealtime
+	}
+	p := api.RealtimeProperties{
+		RTTimeUSecMax: int64(m.rt.RTTimeMax), MaxRealtimePriority: m.rt.MaxPriority, MinNiceLevel: m.rt.MinNice,
+	}
+	c, err := m.begin("Get", rq)
+	if err != nil {
+		return p, err
+	}
+	defer c.release()
+	target, err := m.target(c.r().proc)
+	if err != nil {
+		return p, c.realtime("", err)
+	}
+	p.MaxRealtimePriority, p.MinNiceLevel = m.rt.Bounds(target)
+	return p, nil
+}

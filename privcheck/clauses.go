@@ -111,11 +111,16 @@ func OverTask(r Requestor, own string, t Task) Decision {
 	if !Below(own, t.Cgroup) {
 		return deny("2 subtree", "the task is not in your cgroup or below it")
 	}
-	if len(t.UIDs) == 0 {
+	return overIDs(r, t.UIDs)
+}
+
+// overIDs answers the part of clause 2 that is about whose the task is.
+func overIDs(r Requestor, uids []uint32) Decision {
+	if len(uids) == 0 {
 		return deny("2 unknown", "whose task it is is not known")
 	}
 	clause := "2 own uid"
-	for _, uid := range t.UIDs {
+	for _, uid := range uids {
 		switch {
 		case r.is(uid):
 		case r.RootInUserNS() && r.UIDs.Mapped(uid):
@@ -505,4 +510,36 @@ func EscapeTo(r, proxy Requestor, own, proxyOwn string, t Task, dst string, home
 		return d.in("9")
 	}
 	return allow("9 proxy")
+}
+
+// Realtime answers clause 10: may r have a thread of t scheduled otherwise, or t
+// given resource limits? How much is a question of policy and limits.
+func Realtime(r Requestor, t RealtimeTask) Decision {
+	switch {
+	case !t.Visible:
+		return deny("10 invisible", "the process is not visible in your pid namespace")
+	// Else whoever is called 0 in a namespace of its own making would be root over
+	// those of its uid outside, who were confined otherwise.
+	case !t.Within:
+		return deny("10 namespace", "the process is not in your user namespace or in one below it")
+	}
+	return overIDs(r, t.UIDs).in("10")
+}
+
+// RealtimeAll answers clause 10 for what concerns the threads of the whole host:
+// ResetKnown, ResetAll and Exit.
+func RealtimeAll(r Requestor) Decision {
+	if r.HostRoot() {
+		return allow("10 host root")
+	}
+	return deny("10 host root", "this is for the host's root alone")
+}
+
+// RealtimeKept answers clause 10 for a thread that an earlier daemon has granted
+// realtime: may it keep it? It may if it is the same thread and has it still.
+func RealtimeKept(same bool) Decision {
+	if !same {
+		return deny("10 kept", "it is not the thread that was granted it")
+	}
+	return allow("10 kept")
 }

@@ -169,6 +169,18 @@ type Task struct {
 	Cgroup string
 }
 
+// RealtimeTask is a process, a thread of which is to be scheduled otherwise, or
+// which is to be given resource limits.
+type RealtimeTask struct {
+	// Visible: it has a number in the requestor's pid namespace.
+	Visible bool
+	// Within: it is in the requestor's user namespace, or in one below that.
+	Within bool
+	// UIDs are the real, effective and saved uids of all its threads, in the
+	// daemon's own numbers. None means unknown.
+	UIDs []uint32
+}
+
 // Below reports whether path is dir or lies below it, compared component by
 // component. Both are paths from a hierarchy's root. A path that does not
 // start with "/", or has an empty, "." or ".." component, is below nothing and

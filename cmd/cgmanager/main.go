@@ -11,8 +11,10 @@ import (
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
 
+	"cgmanager/api"
 	"cgmanager/cmd/service"
 	"cgmanager/manager"
+	"cgmanager/manager/rt"
 	"cgmanager/manager/rt/watchdog"
 )
 
@@ -40,6 +42,8 @@ type options struct {
 	unmountOnly bool
 	version     bool
 	help        bool
+	realtime    realtimeOptions
+	grants      *rt.Config // what those mean
 }
 
 func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
@@ -60,6 +64,7 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
 	f.BoolVar(&o.mountOnly, "mount-sockets", false, "show /run/cgmanager at the addresses below /sys/fs/cgroup and end, for a service manager that holds the socket")
 	f.BoolVar(&o.unmountOnly, "unmount-sockets", false, "take that back and end")
+	o.realtime.add(f)
 	f.BoolVar(&o.version, "version", false, "print the version")
 	f.BoolVarP(&o.help, "help", "h", false, "print this help")
 	if err := f.Parse(args); err != nil {
@@ -76,6 +81,10 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 	}
 	if o.mountOnly && o.unmountOnly {
 		return o, f, errors.New("--mount-sockets and --unmount-sockets: one of the two")
+	}
+	var err error
+	if o.grants, err = o.realtime.config(o.stateDir); err != nil {
+		return o, f, err
 	}
 	for _, a := range o.listen {
 		if _, err := service.SocketPath(a); err != nil {
@@ -97,6 +106,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	if o.version {
 		fmt.Fprintln(stdout, "cgmanager", service.Version())
+		return service.ExitOK
+	}
+	if o.realtime.introspect {
+		xml, _ := api.Introspect(api.RealtimePath)
+		fmt.Fprint(stdout, xml)
 		return service.ExitOK
 	}
 	if os.Geteuid() != 0 {

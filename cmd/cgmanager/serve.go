@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"time"
 
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 
 	"cgmanager/api/server"
 	"cgmanager/cgfs"
@@ -24,6 +26,7 @@ type daemon struct {
 	options
 	log     *logrus.Logger
 	life    context.Context // ends with a signal
+	hangup  chan os.Signal  // SIGHUP
 	set     *cgfs.Set
 	sockets *sockets
 }
@@ -38,7 +41,8 @@ const (
 // serve runs the daemon until a signal ends it, or another takes its place.
 func serve(o options, log *logrus.Logger) (err error) {
 	service.Prepare()
-	d := &daemon{options: o, log: log, life: service.Life(log)}
+	d := &daemon{options: o, log: log, life: service.Life(log), hangup: make(chan os.Signal, 1)}
+	signal.Notify(d.hangup, unix.SIGHUP)
 	var before *server.Predecessor
 	if o.replace {
 		if before, err = server.Replace(d.control()); err != nil {
@@ -141,16 +145,20 @@ func (d *daemon) serve(before *server.Predecessor, first bool) (*server.Successo
 	fail := func(err error) (*server.Successor, error) {
 		return nil, errors.Join(err, control.Close(), d.sockets.close())
 	}
-	m, err := manager.New(manager.Config{Hierarchies: d.set, MaxDepth: d.maxDepth, Hold: startHolder, Log: d.log})
+	m, err := manager.New(manager.Config{Hierarchies: d.set, MaxDepth: d.maxDepth, Hold: startHolder, Realtime: d.grants, Log: d.log})
 	if err != nil {
 		return fail(err)
 	}
 	defer m.Close()
+	defer d.reload(m)()
 	s, err := server.New(server.Config{Backend: m, Listeners: d.sockets.listeners, Log: d.log, Version: service.Version()})
-	if err != nil {
-		return fail(err)
+	if err == nil {
+		err = d.sockets.take()
 	}
-	if err := d.sockets.take(); err != nil {
+	if err != nil {
+		if before != nil {
+			m.KeepGrants() // the other daemon goes on
+		}
 		return fail(err)
 	}
 	if before != nil {
@@ -175,6 +183,9 @@ func (d *daemon) serve(before *server.Predecessor, first bool) (*server.Successo
 	cancel()
 	err = errors.Join(err, control.Close())
 	next := <-asked
+	if next != nil {
+		m.KeepGrants() // it takes them up, or this daemon does again
+	}
 	if n := s.Stats().Connections; next != nil && n > 0 {
 		// They go on in the background and may yet change something: only the
 		// end of the process ends them, and tells the other.
@@ -182,6 +193,28 @@ func (d *daemon) serve(before *server.Predecessor, first bool) (*server.Successo
 		os.Exit(service.ExitOK)
 	}
 	return next, err
+}
+
+// reload has SIGHUP read the policy file again, until the returned function is
+// called.
+func (d *daemon) reload(m *manager.Manager) (stop func()) {
+	done := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-d.hangup:
+				m.ReloadRealtime()
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-ended
+	}
 }
 
 // awaitSuccessor returns a daemon that is ready to take this one's place, or nil

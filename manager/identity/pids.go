@@ -9,6 +9,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Processes returns the processes of the daemon's pid namespace.
+func Processes() ([]int32, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int32
+	for _, e := range entries {
+		if pid, err := strconv.ParseInt(e.Name(), 10, 32); err == nil {
+			pids = append(pids, int32(pid))
+		}
+	}
+	return pids, nil
+}
+
 // HostPID returns the daemon's number for the task that p knows as pid; false
 // if there is none in p's pid namespace. The number is a hint: whoever uses it
 // opens a handle and checks that (PIDIn) against the number asked for.
@@ -100,24 +115,18 @@ func (h *Host) searchPID(p *Process, pid int32) (int32, bool) {
 	if !ok {
 		return 0, false
 	}
-	procs, err := os.ReadDir("/proc")
+	procs, err := Processes()
 	if err != nil {
 		return 0, false
 	}
-	for _, e := range procs {
-		host, err := strconv.ParseInt(e.Name(), 10, 32)
-		if err != nil {
-			continue
-		}
-		tasks, err := os.ReadDir("/proc/" + e.Name() + "/task")
+	for _, host := range procs {
+		dir := "/proc/" + strconv.Itoa(int(host)) + "/task"
+		tasks, err := os.ReadDir(dir)
 		if err != nil {
 			continue
 		}
 		for _, t := range tasks {
-			if n, ok := h.pidAtLevel(p, level, "/proc/"+e.Name()+"/task/"+t.Name()); ok && n == uint32(pid) {
-				if t.Name() == e.Name() {
-					return int32(host), true
-				}
+			if n, ok := h.pidAtLevel(p, level, dir+"/"+t.Name()); ok && n == uint32(pid) {
 				tid, err := strconv.ParseInt(t.Name(), 10, 32)
 				return int32(tid), err == nil
 			}

@@ -11,7 +11,7 @@ import (
 // of the kernel; until then a thread may finish what it is about to do there,
 // execve(2) of a setuid program included.
 func (t *Task) Stopped() (bool, error) {
-	tids, err := t.threads()
+	tids, err := t.Threads()
 	if err != nil {
 		return false, err
 	}

@@ -196,7 +196,7 @@ const maxScans = 16
 // listed: one that ended meanwhile may have left another in its place, which
 // was not. A leader that exits before its threads is not missed.
 func (t *Task) scan(hs []*cgfs.Hierarchy) (ms []Member, whole bool, err error) {
-	tids, err := t.threads()
+	tids, err := t.Threads()
 	if err != nil {
 		return nil, false, err
 	}
@@ -216,7 +216,9 @@ func (t *Task) scan(hs []*cgfs.Hierarchy) (ms []Member, whole bool, err error) {
 	return ms, whole, nil
 }
 
-func (t *Task) threads() ([]int32, error) {
+// Threads returns the numbers of the process's threads, sorted. It returns ErrGone
+// if the process has ended.
+func (t *Task) Threads() ([]int32, error) {
 	fd, err := unix.Openat(t.proc, "task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, gone(err)
