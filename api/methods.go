@@ -36,6 +36,9 @@ type Method struct {
 	// Holds says that the Backend keeps a handle on the sender until the
 	// connection ends; such calls are charged as connections are.
 	Holds bool
+	// Asks says that the Backend may ask another daemon, polkit, and wait for it;
+	// such calls are in nobody's way but each other's.
+	Asks bool
 	// Scm says that the method is the side channel form of another: the last
 	// argument is a socket over which credentials and the result travel.
 	Scm bool
@@ -164,7 +167,7 @@ func methods1() []Method {
 		{Name: "Delegate", In: in(name, controllers), Out: in(Arg{"path", "s"}), Changes: true},
 		{Name: "ActFor", Holds: true},
 		{Name: "ListGrants", Out: in(Arg{"grants", "a(uuusixts)"})},
-		{Name: "Grant", In: in(thread, Arg{"policy", "s"}, Arg{"level", "i"}), Changes: true},
+		{Name: "Grant", In: in(thread, Arg{"policy", "s"}, Arg{"level", "i"}), Changes: true, Asks: true},
 		{Name: "Revoke", In: in(thread), Changes: true},
 		{Name: "GrantLimits", In: in(Arg{"pid", "u"}), Out: in(Arg{"limits", "a{ss}"}), Changes: true},
 		{Name: "RevokeLimits", In: in(Arg{"pid", "u"}), Out: in(Arg{"unreached", "au"}), Changes: true},
@@ -181,10 +184,10 @@ func methodsRealtime() []Method {
 		in       = func(a ...Arg) []Arg { return a }
 	)
 	return []Method{
-		{Name: "MakeThreadRealtime", In: in(thread, priority), Changes: true},
-		{Name: "MakeThreadRealtimeWithPID", In: in(process, thread, priority), Changes: true},
-		{Name: "MakeThreadHighPriority", In: in(thread, nice), Changes: true},
-		{Name: "MakeThreadHighPriorityWithPID", In: in(process, thread, nice), Changes: true},
+		{Name: "MakeThreadRealtime", In: in(thread, priority), Changes: true, Asks: true},
+		{Name: "MakeThreadRealtimeWithPID", In: in(process, thread, priority), Changes: true, Asks: true},
+		{Name: "MakeThreadHighPriority", In: in(thread, nice), Changes: true, Asks: true},
+		{Name: "MakeThreadHighPriorityWithPID", In: in(process, thread, nice), Changes: true, Asks: true},
 		{Name: "ResetKnown", Changes: true},
 		{Name: "ResetAll", Changes: true},
 		{Name: "Exit", Changes: true},

@@ -208,6 +208,33 @@ func TestWorkersPerAccount(t *testing.T) {
 	}
 }
 
+// Requests that wait for another daemon hold up nobody's but their like.
+func TestAskersApart(t *testing.T) {
+	b := &fakeBackend{block: make(chan struct{})}
+	ts := serve(t, b, Limits{Workers: 2})
+	block := "block"
+	b.realtimeEnds.Store(&block)
+	var blocked []*client
+	for i := range 10 {
+		c := ts.login()
+		m := kit("MakeThreadRealtime", uint64(0), uint32(1))
+		if i%2 == 0 {
+			m = to(api.Interface1, "Grant", uint32(1), "block", 1)
+		}
+		c.write(c.encode(m))
+		blocked = append(blocked, c)
+	}
+	for range 10 {
+		ts.serves()
+	}
+	close(b.block)
+	for _, c := range blocked {
+		if m := c.message(); m.Type != wire.Return {
+			t.Fatal(failure(m))
+		}
+	}
+}
+
 // Input that comes while a request runs waits, and so does its end.
 func TestLeavesDuringRequest(t *testing.T) {
 	b := &fakeBackend{block: make(chan struct{})}

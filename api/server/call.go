@@ -150,7 +150,11 @@ func (c *conn) submit(mt *method, m *wire.Message, a *args, fd int, out []byte) 
 	}
 	c.busy = true
 	c.refs++
-	c.s.workers.submit(j, c.accounts)
+	if mt.Asks {
+		c.s.askers.submit(j, c.accounts)
+	} else {
+		c.s.workers.submit(j, c.accounts)
+	}
 	return out
 }
 

@@ -50,7 +50,7 @@ func serve(t testing.TB, b *fakeBackend, l Limits) *testServer {
 		}
 		for name, a := range ts.accounts {
 			if a.conns != 0 || a.handshakes != 0 || a.exchanges != 0 || a.foreign != 0 || a.buffered != 0 ||
-				!a.pools[0].idle() || !a.pools[1].idle() {
+				!a.poolsIdle() {
 				t.Errorf("account %q is still charged: %+v", name, a)
 			}
 		}

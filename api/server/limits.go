@@ -29,7 +29,7 @@ type Limits struct {
 	// messages and answers that it does not read. 8 MiB.
 	Buffered int
 	// Workers bounds the requests that run at once, and AccountWorkers those
-	// of one account. 64 and 8.
+	// of one account, apart for those that may wait for another daemon. 64 and 8.
 	Workers, AccountWorkers int
 	// Closers bounds the goroutines that close passed descriptors, and
 	// AccountClosers those that one account occupies. 256 and 4: who blocks one
@@ -115,7 +115,7 @@ type account struct {
 	name                         string
 	conns, handshakes, exchanges int
 	foreign, buffered            int
-	pools                        [2]poolAccount
+	pools                        [pools]poolAccount
 	tokens                       float64
 	refilled                     time.Time
 }
@@ -135,8 +135,18 @@ func (a *account) spend(l *Limits, now time.Time) bool {
 // idle reports whether forgetting the account forgets nothing.
 func (a *account) idle(l *Limits, now time.Time) bool {
 	return a.conns == 0 && a.exchanges == 0 && a.foreign == 0 && a.buffered == 0 &&
-		a.pools[0].idle() && a.pools[1].idle() &&
+		a.poolsIdle() &&
 		a.tokens+l.Changes*now.Sub(a.refilled).Seconds() >= l.Burst
+}
+
+// poolsIdle reports whether no task of the account's is waiting or running.
+func (a *account) poolsIdle() bool {
+	for i := range a.pools {
+		if !a.pools[i].idle() {
+			return false
+		}
+	}
+	return true
 }
 
 // account returns the account called name. Called with mu held.

@@ -52,12 +52,12 @@ type fakeBackend struct {
 	api.Backend
 	accounts func(api.Cred) []string
 	open     func(api.Cred) error
-	block    chan struct{} // if set, Create0 of "block" waits for it
-	actFor   string        // how ActFor ends, as the cgroup's name elsewhere
-	refused  error         // of RealtimeRefused
+	block    chan struct{}             // if set, Create0 of "block" waits for it
+	actFor   string                    // how ActFor ends, as the cgroup's name elsewhere
+	refused  atomic.Pointer[api.Error] // of RealtimeRefused
 	// realtimeEnds is how requests of RealtimeKit1 end, as the cgroup's name
 	// elsewhere.
-	realtimeEnds string
+	realtimeEnds atomic.Pointer[string]
 	asked        atomic.Pointer[string] // the last one of those, in words
 	peers        atomic.Int64           // that are open
 	pids         []int32
@@ -268,12 +268,26 @@ func (b *fakeBackend) RevokeLimits(rq *api.Request, pid uint32) ([]uint32, error
 }
 
 // RealtimeRefused refuses with b.refused.
-func (b *fakeBackend) RealtimeRefused(*api.Request) error { return b.refused }
+func (b *fakeBackend) RealtimeRefused(*api.Request) error {
+	if e := b.refused.Load(); e != nil {
+		return e
+	}
+	return nil
+}
+
+// realtimeFail fails as b.realtimeEnds says.
+func (b *fakeBackend) realtimeFail(rq *api.Request) error {
+	ends := ""
+	if e := b.realtimeEnds.Load(); e != nil {
+		ends = *e
+	}
+	return b.fail(rq, ends)
+}
 
 func (b *fakeBackend) realtime(rq *api.Request, format string, args ...any) error {
 	asked := fmt.Sprintf(format, args...)
 	b.asked.Store(&asked)
-	return b.fail(rq, b.realtimeEnds)
+	return b.realtimeFail(rq)
 }
 
 func (b *fakeBackend) MakeThreadRealtime(rq *api.Request, t api.Thread, priority uint32) error {
@@ -289,7 +303,7 @@ func (b *fakeBackend) ResetAll(rq *api.Request) error   { return b.realtime(rq, 
 func (b *fakeBackend) Exit(rq *api.Request) error       { return b.realtime(rq, "exit") }
 
 func (b *fakeBackend) RealtimeProperties(rq *api.Request) (api.RealtimeProperties, error) {
-	return api.RealtimeProperties{RTTimeUSecMax: 1<<32 + 200000, MaxRealtimePriority: 20, MinNiceLevel: -15}, b.fail(rq, b.realtimeEnds)
+	return api.RealtimeProperties{RTTimeUSecMax: 1<<32 + 200000, MaxRealtimePriority: 20, MinNiceLevel: -15}, b.realtimeFail(rq)
 }
 
 func (b *fakeBackend) Delegate(rq *api.Request, name string, controllers []string) (string, error) {

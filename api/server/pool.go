@@ -5,7 +5,9 @@ import "sync"
 // The pools of goroutines, by their index in account.pools.
 const (
 	workers = iota
+	askers
 	closers
+	pools // how many there are
 )
 
 // idleGoroutines is how many goroutines a pool keeps parked.

@@ -99,9 +99,9 @@ func TestRealtimeArguments(t *testing.T) {
 			b.asked.Store(nil)
 			c.exactly(tc.call, invalidArgs, tc.want)
 			// Whom everything is refused it is refused before that.
-			b.refused = api.Errorf(api.Denied, "after a hog").WithHint("wait")
+			b.refused.Store(api.Errorf(api.Denied, "after a hog").WithHint("wait"))
 			c.exactly(tc.call, denied, "Operation not permitted")
-			b.refused = nil
+			b.refused.Store(nil)
 			if got := b.asked.Load(); got != nil {
 				t.Errorf("%s: asked for %s", tc.call.member, *got)
 			}
@@ -146,7 +146,7 @@ func TestRealtimeErrors(t *testing.T) {
 		"error":            {failed, "Input/output error"},
 		"panic":            {failed, "Input/output error"},
 	} {
-		b.realtimeEnds = ends
+		b.realtimeEnds.Store(&ends)
 		for _, m := range []call{
 			kit("MakeThreadRealtime", uint64(0), uint32(1)), kit("ResetKnown"), kit("Exit"),
 			property1("Get", api.RealtimeInterface, "MinNiceLevel"), property1("GetAll", api.RealtimeInterface),
@@ -155,7 +155,8 @@ func TestRealtimeErrors(t *testing.T) {
 		}
 	}
 	// Root's methods are asked for while the others are refused.
-	b.realtimeEnds, b.refused = "", api.Errorf(api.Denied, "after a hog")
+	b.realtimeEnds.Store(nil)
+	b.refused.Store(api.Errorf(api.Denied, "after a hog"))
 	c.ok(kit("ResetKnown"), "")
 	c.exactly(kit("MakeThreadHighPriority", uint64(0), 1), denied, "Operation not permitted")
 	c.exactly(kit("NoSuch"), "org.freedesktop.DBus.Error.UnknownMethod",

@@ -62,6 +62,7 @@ type Server struct {
 	sweepAt    int // size of accounts that makes a sweep worth it
 	lastID     uint64
 	workers    *pool
+	askers     *pool // of calls that may wait for another daemon
 	closers    *pool
 	handshakes deadlines
 	stalls     deadlines
@@ -134,6 +135,7 @@ func New(c Config) (*Server, error) {
 	}
 	s.maxForeign = max(min(4096, files/8), wire.MaxFDs)
 	s.workers = newPool(&s.mu, workers, s.limits.Workers, s.limits.AccountWorkers)
+	s.askers = newPool(&s.mu, askers, s.limits.Workers, s.limits.AccountWorkers)
 	s.closers = newPool(&s.mu, closers, s.limits.Closers, s.limits.AccountClosers)
 	s.handshakes.after = s.limits.Handshake
 	s.stalls.after = s.limits.Stall
@@ -233,7 +235,7 @@ func (s *Server) loop() error {
 					sl.source.ready(e.Events)
 				}
 			}
-			if s.workers.ready.head != nil || s.closers.ready.head != nil {
+			if s.workers.ready.head != nil || s.askers.ready.head != nil || s.closers.ready.head != nil {
 				// Under load there are always events; the pools need their turn.
 				s.mu.Unlock()
 				runtime.Gosched()
@@ -341,6 +343,7 @@ func (s *Server) stop() {
 		s.timer.Stop()
 	}
 	s.workers.stop()
+	s.askers.stop()
 	s.closers.stop()
 	s.mu.Unlock()
 	// Close waits for the loop, which may be waiting for mu.
