@@ -1,0 +1,206 @@
+package harness
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+// Bus is a message bus (dbus-daemon) of a test's own, on which everybody may do
+// everything.
+type Bus struct {
+	// Address is its D-Bus address, Dir the directory that its socket "bus" is in,
+	// which everybody may search. Before Start it may be given a directory
+	// "services" with files for activation.
+	Address, Dir string
+
+	t       testing.TB
+	process *busProcess
+}
+
+const busConfig = `<busconfig>
+  <type>custom</type>
+  <listen>%s</listen>
+  <auth>EXTERNAL</auth>
+  <servicedir>%s/services</servicedir>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_type="method_call"/>
+    <allow send_type="signal"/>
+    <allow send_requested_reply="true"/>
+    <allow receive_type="method_call"/>
+    <allow receive_type="method_return"/>
+    <allow receive_type="error"/>
+    <allow receive_type="signal"/>
+  </policy>
+</busconfig>
+`
+
+// NewBus prepares a bus, whose address is known before it is started. It ends with
+// the test.
+func NewBus(t testing.TB) *Bus {
+	t.Helper()
+	Require(t, "dbus-daemon")
+	b := &Bus{t: t, Dir: PublicDir(t)}
+	b.Address = "unix:path=" + filepath.Join(b.Dir, "bus")
+	if err := os.Mkdir(filepath.Join(b.Dir, "services"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.Dir, "config"), fmt.Appendf(nil, busConfig, b.Address, b.Dir), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// StartBus is NewBus and Start.
+func StartBus(t testing.TB) *Bus {
+	t.Helper()
+	b := NewBus(t)
+	b.Start()
+	return b
+}
+
+// Start starts the bus, also once more after Stop, and returns when it is served.
+func (b *Bus) Start() {
+	b.t.Helper()
+	b.process = b.run(exec.Command("dbus-daemon", "--config-file="+filepath.Join(b.Dir, "config"), "--nofork", "--nopidfile", "--nosyslog"), func() bool {
+		conn, err := dbus.Connect(b.Address)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+}
+
+// Stop kills the bus.
+func (b *Bus) Stop() {
+	b.process.stop()
+	if err := os.Remove(filepath.Join(b.Dir, "bus")); err != nil {
+		b.t.Error(err)
+	}
+}
+
+// Signal sends the bus a signal.
+func (b *Bus) Signal(sig os.Signal) {
+	b.t.Helper()
+	if err := b.process.cmd.Process.Signal(sig); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// Connect returns a connection that ends with the test.
+func (b *Bus) Connect() *dbus.Conn {
+	b.t.Helper()
+	conn, err := dbus.Connect(b.Address)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// Owned reports whether somebody has the name.
+func (b *Bus) Owned(name string) bool {
+	conn, err := dbus.Connect(b.Address)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	var owned bool
+	return conn.BusObject().Call("org.freedesktop.DBus.NameHasOwner", 0, name).Store(&owned) == nil && owned
+}
+
+const polkitd = "/usr/lib/polkit-1/polkitd"
+
+// StartPolkit starts Debian's polkitd on the bus, with these rules (JavaScript,
+// polkit(8)) and no action but those that the text says (XML, polkit(8)). It ends
+// with the test, or when stop is called.
+func (b *Bus) StartPolkit(rules, actions string) (stop func()) {
+	b.t.Helper()
+	Require(b.t, "root", polkitd)
+	dir := PublicDir(b.t)
+	for name, text := range map[string]string{"rules.d/10-test.rules": rules, "actions/test.policy": actions} {
+		path := filepath.Join(dir, name)
+		if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil {
+			b.t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			b.t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("sh", "-ec", `
+		mount --bind "$0/rules.d" /etc/polkit-1/rules.d
+		mount --bind "$0/actions" /usr/share/polkit-1/actions
+		exec `+polkitd+` --no-debug`, dir)
+	cmd.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS="+b.Address)
+	cmd.SysProcAttr = deathsig()
+	cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS
+	return b.run(cmd, func() bool { return b.Owned("org.freedesktop.PolicyKit1") }).stop
+}
+
+// busProcess is a process that runs until it is stopped.
+type busProcess struct {
+	cmd  *exec.Cmd
+	stop func() // kills and reaps it; more than once does no harm
+}
+
+// run starts a program, and waits until it is ready.
+func (b *Bus) run(cmd *exec.Cmd, ready func() bool) *busProcess {
+	b.t.Helper()
+	log := &lockedBuffer{}
+	cmd.Stdout, cmd.Stderr = log, log
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = deathsig()
+	}
+	if err := onSpawner(cmd.Start); err != nil {
+		b.t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(done)
+	}()
+	p := &busProcess{cmd: cmd, stop: func() {
+		_ = cmd.Process.Kill()
+		<-done
+	}}
+	b.t.Cleanup(p.stop)
+	for deadline := time.Now().Add(20 * time.Second); !ready(); time.Sleep(10 * time.Millisecond) {
+		select {
+		case <-done:
+			b.t.Fatalf("%s ended: %v\n%s", cmd.Path, cmd.ProcessState, log)
+		default:
+		}
+		if time.Now().After(deadline) {
+			b.t.Fatalf("%s is not ready\n%s", cmd.Path, log)
+		}
+	}
+	return p
+}
+
+// lockedBuffer is what a program said so far.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer // guarded by mu
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
