@@ -1,18 +1,25 @@
 package api
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 const introspectHead = `<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
 "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
 `
 
 // Introspect returns the introspection XML of the object at path, and false
-// if there is no such object: there is one at each path of Interfaces, and at
-// every path above those (D-Bus specification, "Introspection Data Format").
-func Introspect(path string) (string, bool) {
+// if there is no such object: there is one at each path of Interfaces, or at those
+// of them that are given, and at every path above those (D-Bus specification,
+// "Introspection Data Format").
+func Introspect(path string, objects ...string) (string, bool) {
 	var b strings.Builder
+	if len(objects) == 0 {
+		objects = []string{RealtimePath, ObjectPath} // sorted
+	}
 	b.WriteString(introspectHead)
-	if path == ObjectPath || path == RealtimePath {
+	if slices.Contains(objects, path) {
 		b.WriteString("<node name=\"" + path + "\">\n")
 		for _, i := range Interfaces() {
 			if i.Path == "" || i.Path == path {
@@ -27,7 +34,7 @@ func Introspect(path string) (string, bool) {
 	}
 	last := ""
 	b.WriteString("<node>\n")
-	for _, object := range []string{RealtimePath, ObjectPath} {
+	for _, object := range objects {
 		rest, ok := strings.CutPrefix(object, strings.TrimSuffix(path, "/")+"/")
 		child, _, _ := strings.Cut(rest, "/")
 		if ok && child != last {

@@ -39,6 +39,7 @@ var rules = []rule{
 	{folder: "cgfs/...", tests: true, ours: []string{"cgfs/..."}},
 	{folder: "api"},
 	{folder: "api/server", ours: []string{"api", "api/wire"}},
+	{folder: "api/bus", ours: []string{"api", "api/wire"}},
 	{folder: "api/...", ours: []string{"api"}},
 	{folder: "manager", ours: []string{"api", "privcheck", "cgfs", "manager/..."}},
 	// What manager is made of does not know manager.

@@ -149,30 +149,11 @@ func parseAddress(a string) ([]string, error) {
 	}
 	each := strings.Split(a, ";")
 	for _, one := range each {
-		if _, err := socketName(one); err != nil {
+		if _, err := api.SocketName(one); err != nil {
 			return nil, fmt.Errorf("address %q: %w", a, err)
 		}
 	}
 	return each, nil
-}
-
-// socketName returns the name of an address's socket as package net has it: a
-// path, or "@" and an abstract name.
-func socketName(address string) (string, error) {
-	rest, _ := strings.CutPrefix(address, "unix:")
-	for pair := range strings.SplitSeq(rest, ",") {
-		key, value, _ := strings.Cut(pair, "=")
-		prefix, known := map[string]string{"path": "", "abstract": "@"}[key]
-		if !known || rest == address {
-			continue
-		}
-		name, err := dbus.UnescapeBusAddressValue(value)
-		if err == nil && name == "" {
-			err = errors.New("the name is empty")
-		}
-		return prefix + name, err
-	}
-	return "", errors.New("want unix:path=PATH or the path of a socket")
 }
 
 // reason strips what net wraps around the system's error: the address is named
@@ -206,7 +187,7 @@ func (c *Client) Address() string { return c.address }
 // pid namespace, uid 65534 one that is not mapped.
 func (c *Client) Daemon() (pid int32, uid, gid uint32, err error) {
 	// The library does not show its socket, hence one more connection.
-	name, err := socketName(c.address)
+	name, err := api.SocketName(c.address)
 	if err != nil {
 		return 0, 0, 0, err
 	}

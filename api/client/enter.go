@@ -81,7 +81,7 @@ func moveRequest(name string, pid uint32) (login, call []byte, err error) {
 // rawSocket connects to the daemon once more, with timeouts that make what
 // follows end at the deadline.
 func (c *Client) rawSocket(deadline time.Time) (fd int, err error) {
-	name, err := socketName(c.address)
+	name, err := api.SocketName(c.address)
 	if err != nil {
 		return -1, err
 	}

@@ -256,7 +256,7 @@ type args struct {
 func (a *args) decode(mt *method, m *wire.Message) error {
 	d := wire.NewDecoder(string(m.Body), m.BigEndian)
 	if mt.lenient {
-		if a.wrong = wrongArguments(mt.In, string(m.Signature)); a.wrong != "" {
+		if a.wrong = argumentError(wire.WrongArguments(mt.In, string(m.Signature))); a.wrong != "" {
 			d.Skip(string(m.Signature))
 			return d.Close()
 		}

@@ -153,19 +153,27 @@ func (d *Decoder) Dict() (dict map[string]string, twice string, dup bool) {
 	return dict, twice, dup
 }
 
+// VariantSignature reads the signature that starts a v; the value follows.
+func (d *Decoder) VariantSignature() string {
+	if d.err != nil {
+		return ""
+	}
+	b, off, err := readSignature([]byte(d.body), d.off)
+	if err == nil && !oneType(b) {
+		err = malformed("a variant holds one value")
+	}
+	if err != nil {
+		d.err = err
+		return ""
+	}
+	d.off = off
+	return string(b)
+}
+
 // Variant reads a v that holds an i, a u or an x; sig says which. Another one is
 // an error.
 func (d *Decoder) Variant() (sig string, value int64) {
-	if d.err != nil {
-		return "", 0
-	}
-	b, off, err := readSignature([]byte(d.body), d.off)
-	if err != nil {
-		d.err = err
-		return "", 0
-	}
-	d.off = off
-	switch sig = string(b); sig {
+	switch sig = d.VariantSignature(); sig {
 	case "i":
 		return sig, int64(int32(d.Uint32()))
 	case "u":

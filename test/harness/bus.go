@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -21,6 +22,9 @@ type Bus struct {
 	// which everybody may search. Before Start it may be given a directory
 	// "services" with files for activation.
 	Address, Dir string
+	// Within is a command that starts the bus: unshare, say. It ends the bus when it
+	// is killed.
+	Within []string
 
 	t       testing.TB
 	process *busProcess
@@ -33,21 +37,29 @@ const busConfig = `<busconfig>
   <servicedir>%s/services</servicedir>
   <policy context="default">
     <allow user="*"/>
-    <allow own="*"/>
-    <allow send_type="method_call"/>
+    %s
     <allow send_type="signal"/>
-    <allow send_requested_reply="true"/>
+    <allow send_requested_reply="true" send_type="method_return"/>
+    <allow send_requested_reply="true" send_type="error"/>
     <allow receive_type="method_call"/>
     <allow receive_type="method_return"/>
     <allow receive_type="error"/>
     <allow receive_type="signal"/>
   </policy>
+  %s
 </busconfig>
 `
 
+// What everybody may do: all, or what the system's bus lets them.
+const (
+	busOpen   = `<allow own="*"/><allow send_type="method_call"/>`
+	busSystem = `<deny own="*"/><deny send_type="method_call"/><allow send_destination="org.freedesktop.DBus"/>`
+)
+
 // NewBus prepares a bus, whose address is known before it is started. It ends with
-// the test.
-func NewBus(t testing.TB) *Bus {
+// the test. With policies, which are files, it is one like the system's, and they say
+// who may do what.
+func NewBus(t testing.TB, policies ...string) *Bus {
 	t.Helper()
 	Require(t, "dbus-daemon")
 	b := &Bus{t: t, Dir: PublicDir(t)}
@@ -55,16 +67,24 @@ func NewBus(t testing.TB) *Bus {
 	if err := os.Mkdir(filepath.Join(b.Dir, "services"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(b.Dir, "config"), fmt.Appendf(nil, busConfig, b.Address, b.Dir), 0o644); err != nil {
+	may, include := busOpen, ""
+	for _, p := range policies {
+		abs, err := filepath.Abs(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		may, include = busSystem, include+"<include>"+abs+"</include>"
+	}
+	if err := os.WriteFile(filepath.Join(b.Dir, "config"), fmt.Appendf(nil, busConfig, b.Address, b.Dir, may, include), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
 
 // StartBus is NewBus and Start.
-func StartBus(t testing.TB) *Bus {
+func StartBus(t testing.TB, policies ...string) *Bus {
 	t.Helper()
-	b := NewBus(t)
+	b := NewBus(t, policies...)
 	b.Start()
 	return b
 }
@@ -72,7 +92,8 @@ func StartBus(t testing.TB) *Bus {
 // Start starts the bus, also once more after Stop, and returns when it is served.
 func (b *Bus) Start() {
 	b.t.Helper()
-	b.process = b.run(exec.Command("dbus-daemon", "--config-file="+filepath.Join(b.Dir, "config"), "--nofork", "--nopidfile", "--nosyslog"), func() bool {
+	argv := append(slices.Clone(b.Within), "dbus-daemon", "--config-file="+filepath.Join(b.Dir, "config"), "--nofork", "--nopidfile", "--nosyslog")
+	b.process = b.run(exec.Command(argv[0], argv[1:]...), func() bool {
 		conn, err := dbus.Connect(b.Address)
 		if err == nil {
 			conn.Close()

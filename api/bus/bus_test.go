@@ -1,0 +1,547 @@
+package bus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/api/bus"
+	"cgmanager/cgfs/cgtest"
+	"cgmanager/test/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+const (
+	policy    = "testdata/dbus-1/system.d/org.freedesktop.RealtimeKit1.conf"
+	realtime  = api.RealtimeInterface + "."
+	errPrefix = "org.freedesktop.DBus.Error."
+)
+
+// backend says what it was asked, and fails as it is told.
+type backend struct {
+	api.Backend
+	peers atomic.Int64 // that are open
+	block chan struct{}
+
+	mu      sync.Mutex
+	asked   []string // guarded by mu
+	rq      api.Request
+	refused error
+	ends    error
+}
+
+type peer struct {
+	b    *backend
+	cred api.Cred
+}
+
+func (p *peer) AcceptsIdentity(uint32) bool { return true }
+func (p *peer) Accounts() []string          { return []string{fmt.Sprintf("uid:%d", p.cred.UID)} }
+func (p *peer) Close()                      { p.b.peers.Add(-1) }
+
+func (b *backend) Open(opener api.Cred, pidfd int) (api.Peer, error) {
+	if err := unix.Close(pidfd); err != nil {
+		return nil, err
+	}
+	b.peers.Add(1)
+	return &peer{b, opener}, nil
+}
+
+func (b *backend) ask(rq *api.Request, format string, args ...any) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.asked = append(b.asked, fmt.Sprintf(format, args...))
+	b.rq = *rq
+	return b.ends
+}
+
+func (b *backend) last() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.asked) == 0 {
+		return ""
+	}
+	return b.asked[len(b.asked)-1]
+}
+
+func (b *backend) set(refused, ends error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.asked, b.refused, b.ends = nil, refused, ends
+}
+
+func (b *backend) RealtimeRefused(*api.Request) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.refused
+}
+
+func (b *backend) MakeThreadRealtime(rq *api.Request, t api.Thread, priority uint32) error {
+	if t.ID == 77 {
+		panic("asked to")
+	}
+	if t.ID == 99 {
+		<-b.block
+	}
+	return b.ask(rq, "realtime %v %d", t, priority)
+}
+
+func (b *backend) MakeThreadHighPriority(rq *api.Request, t api.Thread, nice int32) error {
+	return b.ask(rq, "nice %v %d", t, nice)
+}
+func (b *backend) ResetKnown(rq *api.Request) error { return b.ask(rq, "ResetKnown") }
+func (b *backend) ResetAll(rq *api.Request) error   { return b.ask(rq, "ResetAll") }
+func (b *backend) Exit(rq *api.Request) error       { return b.ask(rq, "Exit") }
+func (b *backend) RealtimeProperties(*api.Request) (api.RealtimeProperties, error) {
+	return api.RealtimeProperties{RTTimeUSecMax: 200000, MaxRealtimePriority: 20, MinNiceLevel: -15}, nil
+}
+
+// log collects what is logged.
+type log struct {
+	mu   sync.Mutex
+	text strings.Builder // guarded by mu
+}
+
+func (l *log) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *log) has(s string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), s)
+}
+
+// serve serves b on the bus until the function is called that it returns, or the
+// test ends.
+func serve(t *testing.T, address string, b api.Backend) (stop func(), l *log) {
+	t.Helper()
+	l = &log{}
+	logger := logrus.New()
+	logger.SetOutput(io.MultiWriter(l, t.Output()))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- bus.Serve(ctx, bus.Config{Backend: b, Address: address, Log: logger}) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("Serve does not end")
+		}
+	})
+	t.Cleanup(stop)
+	return stop, l
+}
+
+// connect is a client's connection to the bus.
+func connect(t testing.TB, address string) *dbus.Conn {
+	t.Helper()
+	c, err := dbus.Connect(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func owner(c *dbus.Conn) string {
+	var name string
+	_ = c.BusObject().Call("org.freedesktop.DBus.GetNameOwner", 0, api.RealtimeInterface).Store(&name)
+	return name
+}
+
+func awaitOwner(t *testing.T, c *dbus.Conn) string {
+	t.Helper()
+	var name string
+	cgtest.Eventually(t, 10*time.Second, "somebody owns the name", func() bool {
+		name = owner(c)
+		return name != ""
+	})
+	return name
+}
+
+// failure is a call's error as NAME: TEXT, the usual prefix left out.
+func failure(err error) string {
+	if err == nil {
+		return ""
+	}
+	if e, ok := errors.AsType[dbus.Error](err); ok {
+		return strings.TrimPrefix(e.Name, errPrefix) + ": " + e.Error()
+	}
+	return err.Error()
+}
+
+// TestKernelCalls makes every call that there is, and some that are wrong.
+func TestKernelCalls(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.StartBus(t, policy)
+	b := &backend{}
+	serve(t, d.Address, b)
+	c := connect(t, d.Address)
+	awaitOwner(t, c)
+	obj := c.Object(api.RealtimeInterface, api.RealtimePath)
+
+	const unknown = "UnknownMethod: Method %q with signature %q on interface %q doesn't exist"
+	const props = "org.freedesktop.DBus.Properties."
+	for _, tc := range []struct {
+		call  string
+		args  []any
+		asked string // of the Backend
+		err   string
+	}{
+		{"MakeThreadRealtime", []any{uint64(5), uint32(7)}, "realtime {0 true 5} 7", ""},
+		{"MakeThreadRealtime", []any{uint64(1)<<32 + 5, uint32(7)}, "realtime {0 true 4294967301} 7", ""},
+		{"MakeThreadRealtimeWithPID", []any{uint64(4), uint64(5), uint32(7)}, "realtime {4 false 5} 7", ""},
+		{"MakeThreadHighPriority", []any{uint64(5), int32(-7)}, "nice {0 true 5} -7", ""},
+		{"MakeThreadHighPriorityWithPID", []any{uint64(4), uint64(5), int32(-7)}, "nice {4 false 5} -7", ""},
+		{"ResetKnown", nil, "ResetKnown", ""},
+		{"ResetAll", nil, "ResetAll", ""},
+		{"Exit", nil, "Exit", ""},
+		// More arguments are left out, and none is looked at that is not needed.
+		{"MakeThreadRealtime", []any{uint64(5), uint32(7), "more", uint64(8)}, "realtime {0 true 5} 7", ""},
+		{"ResetKnown", []any{"more"}, "ResetKnown", ""},
+		{"MakeThreadRealtime", []any{uint64(5)}, "", "InvalidArgs: Message has only 1 arguments, but more were expected"},
+		{"MakeThreadRealtime", nil, "", "InvalidArgs: Argument 0 is specified to be of type \"uint64\", but is actually of type \"invalid\"\n"},
+		{"MakeThreadRealtime", []any{uint32(5), uint32(7)}, "", "InvalidArgs: Argument 0 is specified to be of type \"uint64\", but is actually of type \"uint32\"\n"},
+		{"MakeThreadHighPriority", []any{uint64(5), uint32(7)}, "", "InvalidArgs: Argument 1 is specified to be of type \"int32\", but is actually of type \"uint32\"\n"},
+		{"MakeThreadRealtime", []any{map[string]string{"a": "b"}, uint32(7)}, "", "InvalidArgs: Argument 0 is specified to be of type \"uint64\", but is actually of type \"array\"\n"},
+		{"MakeThreadRealtime", []any{uint64(77), uint32(7)}, "", "Failed: Input/output error"},
+		{"MakeThreadRealtime", []any{uint64(5), uint32(7), strings.Repeat("x", 8<<10)}, "", "LimitsExceeded: the arguments are too long"},
+		{"Nothing", []any{"x"}, "", fmt.Sprintf(unknown, "Nothing", "s", api.RealtimeInterface)},
+		{props + "GetAll", []any{"no.such"}, "", "UnknownProperty: Unknown interface no.such"},
+		{props + "Get", []any{api.RealtimeInterface, "Nothing"}, "", "UnknownProperty: Unknown property Nothing"},
+		{props + "Get", []any{api.RealtimeInterface}, "", "InvalidArgs: Message has only 1 arguments, but more were expected"},
+		{props + "Set", []any{api.RealtimeInterface, "MinNiceLevel", dbus.MakeVariant(int32(0))}, "", "AccessDenied: The MinNiceLevel property is read-only"},
+		{"org.freedesktop.DBus.Peer.Ping", nil, "", ""},
+		{api.Interface1 + ".ListControllers", nil, "", fmt.Sprintf(unknown, "ListControllers", "", api.Interface1)},
+	} {
+		name := tc.call
+		if !strings.Contains(name, ".") {
+			name = realtime + name
+		}
+		b.set(nil, nil)
+		err := obj.Call(name, 0, tc.args...).Err
+		if got := failure(err); got != tc.err || b.last() != tc.asked {
+			t.Errorf("%s%v: %q, asked %q; want %q, %q", tc.call, tc.args, got, b.last(), tc.err, tc.asked)
+		}
+	}
+	self := api.Cred{PID: int32(os.Getpid())}
+	if b.rq.Opener != self || b.rq.Sender != self {
+		t.Errorf("asked by %+v, %+v", b.rq.Opener, b.rq.Sender)
+	}
+	for _, k := range api.Kinds() {
+		b.set(nil, api.Errorf(k, "the reason, which is for the log"))
+		name, text := api.RealtimeError(k)
+		want := strings.TrimPrefix(name, errPrefix) + ": " + text
+		if got := failure(obj.Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(7)).Err); got != want {
+			t.Errorf("%v: %q, want %q", k, got, want)
+		}
+	}
+	// Before the arguments are looked at.
+	b.set(api.Errorf(api.Denied, "not now"), nil)
+	if got := failure(obj.Call(realtime+"MakeThreadRealtime", 0).Err); got != "AccessDenied: Operation not permitted" {
+		t.Errorf("refused for now: %q", got)
+	}
+	b.set(nil, nil)
+
+	for name, want := range map[string]any{"RTTimeUSecMax": int64(200000), "MaxRealtimePriority": int32(20), "MinNiceLevel": int32(-15)} {
+		v, err := obj.GetProperty(realtime + name)
+		if err != nil || v.Value() != want {
+			t.Errorf("%s: %v %v, want %T %v", name, v, err, want, want)
+		}
+	}
+	var all map[string]dbus.Variant
+	if err := obj.Call(props+"GetAll", 0, api.RealtimeInterface).Store(&all); err != nil || len(all) != 3 {
+		t.Errorf("GetAll: %v, %v", all, err)
+	}
+	var xml, id, want string
+	if err := obj.Call("org.freedesktop.DBus.Introspectable.Introspect", 0).Store(&xml); err != nil || !strings.Contains(xml, "MakeThreadHighPriorityWithPID") || strings.Contains(xml, api.Interface1) {
+		t.Errorf("Introspect: %q, %v", xml, err)
+	}
+	root := c.Object(api.RealtimeInterface, "/")
+	if err := root.Call("org.freedesktop.DBus.Introspectable.Introspect", 0).Store(&xml); err != nil || !strings.Contains(xml, `<node name="org"/>`) {
+		t.Errorf("Introspect /: %q, %v", xml, err)
+	}
+	if got := failure(c.Object(api.RealtimeInterface, api.ObjectPath).Call(realtime+"ResetKnown", 0).Err); !strings.HasPrefix(got, "UnknownMethod: ") {
+		t.Errorf("another object: %q", got)
+	}
+	if err := obj.Call("org.freedesktop.DBus.Peer.GetMachineId", 0).Store(&id); err != nil {
+		t.Error(err)
+	}
+	if err := c.BusObject().Call("org.freedesktop.DBus.Peer.GetMachineId", 0).Store(&want); err != nil || id != want {
+		t.Errorf("machine %q, %q, %v", id, want, err)
+	}
+	// Without an interface, and without wanting an answer.
+	m := &dbus.Message{Type: dbus.TypeMethodCall, Body: []any{uint64(5), uint32(8)}, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldDestination: dbus.MakeVariant(api.RealtimeInterface),
+		dbus.FieldPath:        dbus.MakeVariant(dbus.ObjectPath(api.RealtimePath)),
+		dbus.FieldMember:      dbus.MakeVariant("MakeThreadRealtime"),
+		dbus.FieldSignature:   dbus.MakeVariant(dbus.SignatureOf(uint64(5), uint32(8))),
+	}}
+	if call := <-c.Send(m, make(chan *dbus.Call, 1)).Done; call.Err != nil || b.last() != "realtime {0 true 5} 8" {
+		t.Errorf("without an interface: %v, %q", call.Err, b.last())
+	}
+	b.set(nil, nil)
+	obj.Call(realtime+"MakeThreadHighPriority", dbus.FlagNoReplyExpected, uint64(5), int32(3))
+	cgtest.Eventually(t, 5*time.Second, "a call that wants no answer is made", func() bool { return b.last() == "nice {0 true 5} 3" })
+}
+
+// as runs a command as a user, with the bus as the system's.
+func as(t *testing.T, address string, uid uint32, name string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS="+address)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid + 1}}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// TestKernelWho: the Backend is told who asks, and the bus's policy lets root alone
+// reset and end.
+func TestKernelWho(t *testing.T) {
+	harness.Require(t, "root", "dbus-send")
+	d := harness.StartBus(t, policy)
+	b := &backend{}
+	serve(t, d.Address, b)
+	awaitOwner(t, connect(t, d.Address))
+	send := func(member string, args ...string) (string, error) {
+		return as(t, d.Address, 1000, "dbus-send", append([]string{
+			"--system", "--print-reply", "--dest=" + api.RealtimeInterface, api.RealtimePath, realtime + member,
+		}, args...)...)
+	}
+	if out, err := send("MakeThreadRealtime", "uint64:3", "uint32:4"); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	b.mu.Lock()
+	cred := b.rq.Opener
+	b.mu.Unlock()
+	if cred.UID != 1000 || cred.GID != 1001 || cred.PID <= 1 || int(cred.PID) == os.Getpid() {
+		t.Errorf("asked by %+v", cred)
+	}
+	for _, member := range []string{"ResetKnown", "ResetAll", "Exit"} {
+		b.set(nil, nil)
+		if out, err := send(member); err == nil || !strings.Contains(out, "AccessDenied") || b.last() != "" {
+			t.Errorf("%s by a user: %v, %q, asked %q", member, err, out, b.last())
+		}
+	}
+	// Whoever is gone is let go of.
+	cgtest.Eventually(t, 5*time.Second, "those who have gone are forgotten", func() bool { return b.peers.Load() == 0 })
+	cs := make([]*dbus.Conn, 5)
+	for i := range cs {
+		cs[i] = connect(t, d.Address)
+		if err := cs[i].Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(i), uint32(1)).Err; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := b.peers.Load(); n != 5 {
+		t.Errorf("%d callers are known, want 5", n)
+	}
+	for _, c := range cs {
+		_ = c.Close()
+	}
+	cgtest.Eventually(t, 5*time.Second, "those who have gone are forgotten", func() bool { return b.peers.Load() == 0 })
+}
+
+// TestKernelBlocked: requests that take long hold up nobody else's, and are bounded.
+func TestKernelBlocked(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.StartBus(t, policy)
+	b := &backend{block: make(chan struct{})}
+	serve(t, d.Address, b)
+	c := connect(t, d.Address)
+	awaitOwner(t, c)
+	obj := c.Object(api.RealtimeInterface, api.RealtimePath)
+	var calls []*dbus.Call
+	for range 40 {
+		calls = append(calls, obj.Go(realtime+"MakeThreadRealtime", 0, make(chan *dbus.Call, 1), uint64(99), uint32(1)))
+	}
+	refused := 0
+	for _, call := range calls[32:] {
+		select {
+		case <-call.Done:
+			if failure(call.Err) != "AccessDenied: Device or resource busy" {
+				t.Errorf("one too many: %q", failure(call.Err))
+			}
+			refused++
+		case <-time.After(5 * time.Second):
+			t.Fatal("one too many is not answered")
+		}
+	}
+	if refused != 8 {
+		t.Errorf("%d were refused", refused)
+	}
+	// The same user by another connection: its bound is reached. Another is served.
+	other := connect(t, d.Address).Object(api.RealtimeInterface, api.RealtimePath)
+	if got := failure(other.Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err); got != "AccessDenied: Device or resource busy" {
+		t.Errorf("another connection of the user's: %q", got)
+	}
+	if out, err := as(t, d.Address, 1000, "dbus-send", "--system", "--print-reply", "--reply-timeout=3000", "--dest="+api.RealtimeInterface,
+		api.RealtimePath, realtime+"MakeThreadRealtime", "uint64:3", "uint32:4"); err != nil {
+		t.Errorf("another user: %v: %s", err, out)
+	}
+	close(b.block)
+	for _, call := range calls[:32] {
+		if <-call.Done; call.Err != nil {
+			t.Error(call.Err)
+		}
+	}
+	if err := other.Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err; err != nil {
+		t.Errorf("when they are done: %v", err)
+	}
+}
+
+// TestKernelBusComesAndGoes: the bus may come later, and end.
+func TestKernelBusComesAndGoes(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.NewBus(t, policy)
+	b := &backend{}
+	stop, l := serve(t, d.Address, b)
+	cgtest.Eventually(t, 5*time.Second, "it is said that there is no bus", func() bool { return l.has("it is tried again") })
+	for range 2 {
+		d.Start()
+		c := connect(t, d.Address)
+		awaitOwner(t, c)
+		if err := c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(1), uint32(1)).Err; err != nil {
+			t.Error(err)
+		}
+		d.Stop()
+		cgtest.Eventually(t, 5*time.Second, "all are forgotten", func() bool { return b.peers.Load() == 0 })
+	}
+	d.Start()
+	c := connect(t, d.Address)
+	awaitOwner(t, c)
+	stop()
+	if name := owner(c); name != "" {
+		t.Errorf("the name is still %s's", name)
+	}
+}
+
+// TestKernelNameTaken: a name that another has is waited for.
+func TestKernelNameTaken(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.StartBus(t, policy)
+	other := connect(t, d.Address)
+	if r, err := other.RequestName(api.RealtimeInterface, dbus.NameFlagDoNotQueue); err != nil || r != dbus.RequestNameReplyPrimaryOwner {
+		t.Fatal(r, err)
+	}
+	_, l := serve(t, d.Address, &backend{})
+	cgtest.Eventually(t, 5*time.Second, "it is said that the name is another's", func() bool { return l.has("owned by another process") })
+	c := connect(t, d.Address)
+	if owner(c) != other.Names()[0] {
+		t.Errorf("the name is %s's", owner(c))
+	}
+	if _, err := other.ReleaseName(api.RealtimeInterface); err != nil {
+		t.Fatal(err)
+	}
+	awaitOwner(t, c)
+}
+
+// TestKernelExit: whoever ends the service is answered first, and then nobody has the
+// name.
+func TestKernelExit(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.StartBus(t, policy)
+	b := &exiting{backend: &backend{}}
+	stop, _ := serve(t, d.Address, b)
+	b.stop = stop
+	c := connect(t, d.Address)
+	awaitOwner(t, c)
+	if err := c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"Exit", 0).Err; err != nil {
+		t.Errorf("Exit: %v", err)
+	}
+	cgtest.Eventually(t, 5*time.Second, "the name is given up", func() bool { return owner(c) == "" })
+}
+
+// exiting is a Backend that has the service end when it is asked to.
+type exiting struct {
+	*backend
+	stop func()
+}
+
+func (e *exiting) Exit(*api.Request) error {
+	go e.stop()
+	return nil
+}
+
+// TestKernelElsewhere: a bus whose numbers are another namespace's is not believed.
+func TestKernelElsewhere(t *testing.T) {
+	harness.Require(t, "root", "userns", "unshare", "dbus-daemon")
+	for name, flags := range map[string][]string{
+		"pid":  {"-p", "-f", "--kill-child", "--mount-proc"},
+		"user": {"-U", "-r"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := harness.NewBus(t, policy)
+			d.Within = append([]string{"unshare"}, flags...)
+			d.Start()
+			_, l := serve(t, d.Address, &backend{})
+			cgtest.Eventually(t, 10*time.Second, "it is said that the bus is another container's", func() bool {
+				return l.has("the bus is of another container")
+			})
+			if c := connect(t, d.Address); slices.Contains(c.Names(), api.RealtimeInterface) || owner(c) != "" {
+				t.Error("the name is owned")
+			}
+		})
+	}
+}
+
+// TestKernelHostile: what others send that no request is like changes nothing.
+func TestKernelHostile(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.StartBus(t, policy)
+	b := &backend{}
+	serve(t, d.Address, b)
+	c := connect(t, d.Address)
+	name := awaitOwner(t, c)
+	send := func(m *dbus.Message, destination string) {
+		t.Helper()
+		m.Headers[dbus.FieldDestination] = dbus.MakeVariant(destination)
+		if len(m.Body) > 0 {
+			m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(m.Body...))
+		}
+		c.Send(m, nil)
+	}
+	path := dbus.MakeVariant(dbus.ObjectPath(api.RealtimePath))
+	str := func(s string) dbus.Variant { return dbus.MakeVariant(s) }
+	// Far longer than anything that is read.
+	send(&dbus.Message{Type: dbus.TypeMethodCall, Flags: dbus.FlagNoReplyExpected, Body: []any{make([]byte, 2<<20)}, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldPath: path, dbus.FieldInterface: str(api.RealtimeInterface), dbus.FieldMember: str("MakeThreadRealtime"),
+	}}, api.RealtimeInterface)
+	// A signal that looks like the bus's own, a reply to nothing, an answer for the bus.
+	send(&dbus.Message{Type: dbus.TypeSignal, Body: []any{api.RealtimeInterface, name, ""}, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/org/freedesktop/DBus")), dbus.FieldInterface: str("org.freedesktop.DBus"), dbus.FieldMember: str("NameOwnerChanged"),
+	}}, name)
+	for serial := range uint32(50) {
+		send(&dbus.Message{Type: dbus.TypeMethodReply, Body: []any{"x"}, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldReplySerial: dbus.MakeVariant(serial + 1),
+		}}, name)
+	}
+	if err := c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(6), uint32(1)).Err; err != nil {
+		t.Error(err)
+	}
+	if owner(c) != name {
+		t.Error("the connection was lost")
+	}
+}
