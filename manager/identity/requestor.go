@@ -225,6 +225,27 @@ func (n Nesting) Encloses(inner Nesting) bool {
 	return encloses(n.user, inner.user) && encloses(n.pid, inner.pid)
 }
 
+// Container names the container in which a process is: the inode numbers of its user
+// and its pid namespace, 0 where that is the daemon's. A number may be another
+// namespace's once this one is gone.
+type Container struct{ User, PID uint64 }
+
+// Container returns the innermost container.
+func (n Nesting) Container() (c Container) {
+	if len(n.user) > 0 {
+		c.User = uint64(n.user[0])
+	}
+	if len(n.pid) > 0 {
+		c.PID = uint64(n.pid[0])
+	}
+	return c
+}
+
+// Within reports whether the process is in the container or in one within it.
+func (n Nesting) Within(c Container) bool {
+	return (c.User == 0 || slices.Contains(n.user, ns(c.User))) && (c.PID == 0 || slices.Contains(n.pid, ns(c.PID)))
+}
+
 // encloses compares namespaces of one type. None at all is the daemon's.
 func encloses(outer, inner []ns) bool {
 	return len(outer) == 0 || slices.Contains(inner, outer[0])

@@ -325,9 +325,24 @@ func (t *Task) member(tid int32, hs []*cgfs.Hierarchy) (Member, error) {
 // ParentCgroups reads the cgroups of the process's parent, in which it was
 // born.
 func (t *Task) ParentCgroups() (cgfs.ProcCgroup, error) {
-	b, err := t.read("status")
+	ppid, err := t.Parent()
 	if err != nil {
 		return nil, err
+	}
+	p, err := Open(ppid, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	return p.Cgroups()
+}
+
+// Parent returns the number of the process's parent, in the daemon's pid
+// namespace. It may have ended by now, and the number be another's.
+func (p *Process) Parent() (int32, error) {
+	b, err := p.read("status")
+	if err != nil {
+		return 0, err
 	}
 	for line := range strings.Lines(string(b)) {
 		v, ok := strings.CutPrefix(line, "PPid:")
@@ -336,14 +351,9 @@ func (t *Task) ParentCgroups() (cgfs.ProcCgroup, error) {
 		}
 		ppid, err := strconv.ParseInt(strings.TrimSpace(v), 10, 32)
 		if err != nil || ppid <= 0 {
-			return nil, errMalformed
+			return 0, errMalformed
 		}
-		p, err := Open(int32(ppid), -1)
-		if err != nil {
-			return nil, err
-		}
-		defer p.Close()
-		return p.Cgroups()
+		return int32(ppid), nil
 	}
-	return nil, errMalformed
+	return 0, errMalformed
 }

@@ -2,7 +2,6 @@ package identity
 
 import (
 	"bytes"
-	"fmt"
 	"strconv"
 	"time"
 
@@ -237,31 +236,11 @@ func parseGroups(status []byte) ([]uint32, error) {
 }
 
 // RTTimeMax returns the process's hard RLIMIT_RTTIME in microseconds, and false
-// where there is none. prlimit(2) would need a capability that the daemon may lack.
+// where there is none.
 func (p *Process) RTTimeMax() (uint64, bool, error) {
-	b, err := p.read("limits")
-	if err != nil {
-		return 0, false, err
-	}
-	for line := range bytes.Lines(b) {
-		rest, ok := bytes.CutPrefix(line, []byte("Max realtime timeout "))
-		if !ok {
-			continue
-		}
-		f := bytes.Fields(rest) // soft, hard, unit
-		if len(f) < 2 {
-			break
-		}
-		if string(f[1]) == "unlimited" {
-			return 0, false, nil
-		}
-		us, err := strconv.ParseUint(string(f[1]), 10, 64)
-		if err != nil {
-			break
-		}
-		return us, true, nil
-	}
-	return 0, false, fmt.Errorf("limits: %w", errMalformed)
+	ls, err := p.RLimits()
+	hard := ls[unix.RLIMIT_RTTIME].Max
+	return hard, err == nil && hard != unix.RLIM_INFINITY, err
 }
 
 // EnclosesUser reports whether inner's user namespace is n's or lies within it.

@@ -1,0 +1,656 @@
+package limits_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/api"
+	"cgmanager/manager/identity"
+	"cgmanager/manager/rt/limits"
+	"cgmanager/manager/rt/policy"
+	"cgmanager/privcheck"
+	"cgmanager/test/harness"
+)
+
+func TestMain(m *testing.M) { harness.Main(m) }
+
+// allowed is what host root is allowed.
+var allowed = privcheck.Escape(privcheck.Requestor{SameUserNS: true, SamePIDNS: true, SameCgroupNS: true, SysAdmin: true, Capable: true})
+
+// audio is what the tests' policy gives: priority 10, nice level -11, 1 MB of locked
+// memory.
+var audio = policy.Limits{RTPrio: new(uint64(10)), Nice: new(-11), MemLock: new(uint64(1 << 20))}
+
+const rttime = 200000
+
+// capable skips the test where the kernel lets nobody set others' limits.
+func capable(t *testing.T) {
+	t.Helper()
+	harness.Require(t, "root", "userns")
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(b), "CapEff:")
+	line, _, _ = strings.Cut(line, "\n")
+	caps, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if caps&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+		t.Skip("needs CAP_SYS_RESOURCE")
+	}
+}
+
+// grants makes Grants on a state directory. granted are threads that hold a grant
+// of their own.
+func grants(t *testing.T, state string, granted ...int) *limits.Grants {
+	t.Helper()
+	h, err := identity.NewHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := limits.New(state, h, func(_, tid int32) bool { return slices.Contains(granted, int(tid)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// container starts a container's first process.
+func container(t *testing.T) *harness.Proc {
+	t.Helper()
+	return harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, MapFrom: 100000, MapSize: 65536})
+}
+
+func open(t *testing.T, pid int) *identity.Process {
+	t.Helper()
+	p, err := identity.Open(int32(pid), -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+func give(t *testing.T, g *limits.Grants, p *harness.Proc) map[string]string {
+	t.Helper()
+	got, err := g.Give(allowed, open(t, p.HostPID), audio, rttime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// revoke takes back and expects to reach everybody.
+func revoke(t *testing.T, g *limits.Grants, pid int) {
+	t.Helper()
+	left, err := g.Revoke(allowed, open(t, pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left) != 0 {
+		t.Errorf("not reached: %v", left)
+	}
+}
+
+// limitsOf reads limits from outside, with the others' code: "rtprio 0 0 nice ...".
+func limitsOf(t *testing.T, pid int) map[string]string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		for name, as := range map[string]string{"Max realtime priority": "rtprio", "Max nice priority": "nice", "Max locked memory": "memlock", "Max realtime timeout": "rttime"} {
+			if rest, ok := strings.CutPrefix(line, name); ok {
+				f := strings.Fields(rest)
+				out[as] = f[0] + " " + f[1]
+			}
+		}
+	}
+	if len(out) != 4 {
+		t.Fatalf("limits of %d: %s", pid, b)
+	}
+	return out
+}
+
+func policyOf(t *testing.T, tid int) (policy uint32, nice int32) {
+	t.Helper()
+	a, err := unix.SchedGetAttr(tid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.Policy, a.Nice
+}
+
+func kind(err error) api.Kind {
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		return e.Kind
+	}
+	return 0
+}
+
+// can says what a process can do by itself.
+type can struct{ FIFO, Nice, Lock bool }
+
+// whatCan tries it, and takes it back.
+var whatCan = harness.Inside("what limits allow", func(struct{}) (can, error) {
+	var c can
+	attr := &unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: 10}
+	c.FIFO = unix.SchedSetAttr(0, attr, 0) == nil
+	c.Nice = unix.SchedSetAttr(0, &unix.SchedAttr{Nice: -11}, 0) == nil
+	memory, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return c, err
+	}
+	defer func() { _ = unix.Munmap(memory) }()
+	c.Lock = unix.Mlock(memory) == nil
+	return c, unix.SchedSetAttr(0, &unix.SchedAttr{}, 0)
+})
+
+// beFIFO makes the process's first thread realtime, as far as its limits let it.
+var beFIFO = harness.Inside("be realtime", func(priority uint32) (struct{}, error) {
+	return struct{}{}, unix.SchedSetAttr(0, &unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: priority}, 0)
+})
+
+// lower lowers a limit of the process's own.
+var lower = harness.Inside("lower a limit", func(l [2]uint64) (struct{}, error) {
+	return struct{}{}, unix.Prlimit(0, int(l[0]), &unix.Rlimit{Cur: l[1], Max: l[1]}, nil)
+})
+
+func run(t *testing.T, p *harness.Proc, f string, args, result any) {
+	t.Helper()
+	if err := p.Run(f, args, result); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func abilities(t *testing.T, p *harness.Proc) (c can) {
+	t.Helper()
+	run(t, p, whatCan, struct{}{}, &c)
+	return c
+}
+
+// sleepers finds the processes that sleep for so long, once there are n.
+func sleepers(t *testing.T, howLong string, n int) (pids []int) {
+	t.Helper()
+	for range 500 {
+		pids = nil
+		files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil && string(b) == "sleep\x00"+howLong+"\x00" {
+				pid, err := strconv.Atoi(strings.Split(f, "/")[2])
+				if err != nil {
+					t.Fatal(err)
+				}
+				pids = append(pids, pid)
+			}
+		}
+		if len(pids) == n {
+			return pids
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatalf("%d processes sleep for %s, want %d", len(pids), howLong, n)
+	return nil
+}
+
+// noMemory makes sure that 1 MB is more than p may lock by itself.
+func noMemory(t *testing.T, p *harness.Proc) {
+	t.Helper()
+	if err := unix.Prlimit(p.HostPID, unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: 65536, Max: 65536}, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A process that runs is given limits and uses them by itself; revoked, it cannot
+// any more.
+func TestKernelGiveAndRevoke(t *testing.T) {
+	capable(t)
+	c := container(t)
+	for name, p := range map[string]*harness.Proc{
+		"a user of the host":    harness.Start(t, harness.Spec{UID: 61000, GID: 61000}),
+		"root of a container":   c,
+		"a user of a container": c.Spawn(harness.Spec{UID: 1000, GID: 1000}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			state := t.TempDir()
+			g := grants(t, state)
+			noMemory(t, p)
+			had := limitsOf(t, p.HostPID)
+			if c := abilities(t, p); c != (can{}) {
+				t.Fatalf("before: %+v", c)
+			}
+			got := give(t, g, p)
+			want := map[string]string{"rtprio": "10", "nice": "-11", "memlock": "1048576", "rttime": "199999"}
+			if !maps.Equal(got, want) {
+				t.Errorf("given %v, want %v", got, want)
+			}
+			now := map[string]string{"rtprio": "10 10", "nice": "31 31", "memlock": "1048576 1048576", "rttime": "199999 199999"}
+			if l := limitsOf(t, p.HostPID); !maps.Equal(l, now) {
+				t.Errorf("limits %v, want %v", l, now)
+			}
+			if c := abilities(t, p); c != (can{true, true, true}) {
+				t.Errorf("with the limits: %+v", c)
+			}
+			list := g.List()
+			if len(list) != 1 || list[0].PID != int32(p.HostPID) || list[0].UID != p.HostUID || !maps.Equal(list[0].Limits, want) || time.Since(time.Unix(list[0].Since, 0)) > time.Minute {
+				t.Errorf("list: %+v", list)
+			}
+			run(t, p, beFIFO, 10, nil)
+			revoke(t, g, p.HostPID)
+			if l := limitsOf(t, p.HostPID); !maps.Equal(l, had) {
+				t.Errorf("limits %v, want %v as before", l, had)
+			}
+			if policy, _ := policyOf(t, p.HostPID); policy != unix.SCHED_NORMAL {
+				t.Errorf("its policy is %d", policy)
+			}
+			if c := abilities(t, p); c != (can{}) {
+				t.Errorf("revoked: %+v", c)
+			}
+			if list := g.List(); len(list) != 0 {
+				t.Errorf("list: %+v", list)
+			}
+			if _, err := os.Stat(filepath.Join(state, "limits")); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the note is left: %v", err)
+			}
+			if _, err := g.Revoke(allowed, open(t, p.HostPID)); kind(err) != api.NotFound {
+				t.Errorf("revoked twice: %v", err)
+			}
+		})
+	}
+}
+
+// Whoever descends from the process loses it all as well, whatever it has done to
+// get away; whoever does not keeps what it has.
+func TestKernelRevokeDescendants(t *testing.T) {
+	capable(t)
+	g := grants(t, t.TempDir())
+	c := container(t)
+	p := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
+	noMemory(t, p)
+	had := limitsOf(t, p.HostPID)
+	earlier := p.Spawn(harness.Spec{KeepIDs: true})
+	give(t, g, p)
+	given := limitsOf(t, p.HostPID)
+
+	child := p.Spawn(harness.Spec{KeepIDs: true})
+	grandchild := child.Spawn(harness.Spec{KeepIDs: true})
+	below := child.Spawn(harness.Spec{UserNS: true, KeepIDs: true})
+	for _, q := range []*harness.Proc{child, grandchild, below} {
+		run(t, q, beFIFO, 9, nil)
+	}
+	// A chain of parents leads to none of these.
+	out, code := p.Exec(nil, "/bin/sh", "-c", `exec >/dev/null 2>&1
+		chrt -f 5 sleep 70001 &
+		setsid sh -c "chrt -r 4 sleep 70002 & exit" &
+		(prlimit --rtprio=7:7 sleep 70003 &)
+		(nice -n -5 chrt -f 3 prlimit --rtprio=0:0 --nice=0:0 sh -c "sleep 70004 & exit" &)
+		prlimit --rttime=1000:1000 sh -c "sleep 70005 & exit"
+		sleep 0.3`)
+	if code != 0 {
+		t.Fatalf("%d: %s", code, out)
+	}
+	orphans := map[string]int{}
+	for _, s := range []string{"70001", "70002", "70003", "70004", "70005"} {
+		orphans[s] = sleepers(t, s, 1)[0]
+	}
+	for s, want := range map[string]uint32{"70001": unix.SCHED_FIFO, "70002": unix.SCHED_RR, "70004": unix.SCHED_FIFO} {
+		if policy, _ := policyOf(t, orphans[s]); policy != want {
+			t.Fatalf("%s: policy %d, want %d: it tests nothing", s, policy, want)
+		}
+	}
+	// These are nobody's of them.
+	neighbour := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
+	other := container(t)
+	for _, q := range []*harness.Proc{neighbour, other} {
+		if err := unix.Prlimit(q.HostPID, unix.RLIMIT_RTPRIO, &unix.Rlimit{Cur: 10, Max: 10}, nil); err != nil {
+			t.Fatal(err)
+		}
+		run(t, q, beFIFO, 9, nil)
+	}
+	// The number alone is none: it is another container.
+	if err := unix.Prlimit(other.HostPID, unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 100, Max: 100}, nil); err != nil {
+		t.Fatal(err)
+	}
+
+	revoke(t, g, p.HostPID)
+	for name, pid := range map[string]int{"itself": p.HostPID, "a child": child.HostPID, "a grandchild": grandchild.HostPID, "one in a namespace below": below.HostPID, "an orphan": orphans["70001"], "one of another session": orphans["70002"], "one made earlier": earlier.HostPID} {
+		if l := limitsOf(t, pid); !maps.Equal(l, had) {
+			t.Errorf("%s: %v, want %v", name, l, had)
+		}
+		if policy, nice := policyOf(t, pid); policy != unix.SCHED_NORMAL || nice != 0 {
+			t.Errorf("%s: policy %d, nice %d", name, policy, nice)
+		}
+	}
+	for _, s := range []string{"70003", "70004", "70005"} {
+		l := limitsOf(t, orphans[s])
+		for _, name := range []string{"rtprio", "nice", "memlock"} {
+			if l[name] != had[name] && l[name] == given[name] || name == "rtprio" && l[name] != "0 0" {
+				t.Errorf("%s: %s is %s", s, name, l[name])
+			}
+		}
+		if policy, nice := policyOf(t, orphans[s]); policy != unix.SCHED_NORMAL || nice != 0 {
+			t.Errorf("%s: policy %d, nice %d", s, policy, nice)
+		}
+	}
+	for name, q := range map[string]*harness.Proc{"a neighbour": neighbour, "another container": other} {
+		if l := limitsOf(t, q.HostPID); l["rtprio"] != "10 10" {
+			t.Errorf("%s: %v", name, l)
+		}
+		if policy, _ := policyOf(t, q.HostPID); policy != unix.SCHED_FIFO {
+			t.Errorf("%s: policy %d", name, policy)
+		}
+	}
+}
+
+// Processes that fork and end, one after the other, are caught.
+func TestKernelRevokeRunaway(t *testing.T) {
+	capable(t)
+	g := grants(t, t.TempDir())
+	c := container(t)
+	p := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
+	give(t, g, p)
+	if out, code := p.Exec(nil, "/bin/sh", "-c", `exec >/dev/null 2>&1
+		hop() { [ $1 -lt 500 ] || exec sleep 70011; hop $(($1+1)) & exit; }
+		hop 0 &
+		hop 0 &`); code != 0 {
+		t.Fatalf("%d: %s", code, out)
+	}
+	revoke(t, g, p.HostPID)
+	for _, pid := range sleepers(t, "70011", 2) {
+		if l := limitsOf(t, pid); l["rtprio"] != "0 0" {
+			t.Errorf("one got away: %v", l)
+		}
+	}
+}
+
+// On the host an orphan of another user is somebody else's.
+func TestKernelRevokeOnTheHost(t *testing.T) {
+	capable(t)
+	g := grants(t, t.TempDir())
+	p := harness.Start(t, harness.Spec{UID: 61000, GID: 61000})
+	give(t, g, p)
+	service := harness.Start(t, harness.Spec{UID: 61001, GID: 61001})
+	for number, v := range map[int]uint64{unix.RLIMIT_RTPRIO: 10, unix.RLIMIT_RTTIME: 150000} {
+		if err := unix.Prlimit(service.HostPID, number, &unix.Rlimit{Cur: v, Max: v}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run(t, service, beFIFO, 9, nil)
+	if out, code := p.Exec(nil, "/bin/sh", "-c", `exec >/dev/null 2>&1; chrt -f 5 sleep 70021 &
+		sleep 0.3`); code != 0 {
+		t.Fatalf("%d: %s", code, out)
+	}
+	orphan := sleepers(t, "70021", 1)[0]
+	handle := open(t, orphan)
+	defer func() { _ = unix.PidfdSendSignal(handle.PidFD(), unix.SIGKILL, nil, 0) }()
+	revoke(t, g, p.HostPID)
+	if policy, _ := policyOf(t, orphan); policy != unix.SCHED_NORMAL || limitsOf(t, orphan)["rtprio"] != "0 0" {
+		t.Errorf("the orphan: policy %d, %v", policy, limitsOf(t, orphan))
+	}
+	if policy, _ := policyOf(t, service.HostPID); policy != unix.SCHED_FIFO || limitsOf(t, service.HostPID)["rtprio"] != "10 10" {
+		t.Errorf("a service: policy %d, %v", policy, limitsOf(t, service.HostPID))
+	}
+}
+
+// A thread with a grant of its own keeps that, and processes with limits of their
+// own keep those, with what descends from them.
+func TestKernelRevokeSparesOtherGrants(t *testing.T) {
+	capable(t)
+	c := container(t)
+	p := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
+	g := grants(t, t.TempDir())
+	before := limitsOf(t, p.HostPID)
+	give(t, g, p)
+	after := p.Spawn(harness.Spec{KeepIDs: true})
+	if second := give(t, g, after); second["rttime"] != "199998" {
+		t.Errorf("the second: %v", second)
+	}
+	child := p.Spawn(harness.Spec{KeepIDs: true})
+	run(t, child, beFIFO, 8, nil)
+	run(t, after, beFIFO, 7, nil)
+	if out, code := after.Exec(nil, "/bin/sh", "-c", `exec >/dev/null 2>&1; sleep 70031 &`); code != 0 {
+		t.Fatalf("%d: %s", code, out)
+	}
+	orphan := sleepers(t, "70031", 1)[0]
+	revoke(t, g, p.HostPID)
+	if policy, _ := policyOf(t, child.HostPID); policy != unix.SCHED_NORMAL {
+		t.Errorf("a child without a grant of its own: policy %d", policy)
+	}
+	for name, pid := range map[string]int{"one with its own": after.HostPID, "its orphan": orphan} {
+		if policy, _ := policyOf(t, pid); policy != unix.SCHED_FIFO || limitsOf(t, pid)["rtprio"] != "10 10" {
+			t.Errorf("%s: policy %d, %v", name, policy, limitsOf(t, pid))
+		}
+	}
+	revoke(t, g, after.HostPID)
+	for name, pid := range map[string]int{"one with its own": after.HostPID, "its orphan": orphan} {
+		if l := limitsOf(t, pid); !maps.Equal(l, before) {
+			t.Errorf("%s: %v, want %v", name, l, before)
+		}
+	}
+
+	// A thread that holds a grant.
+	held := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
+	g = grants(t, t.TempDir(), held.HostPID)
+	give(t, g, held)
+	run(t, held, beFIFO, 6, nil)
+	revoke(t, g, held.HostPID)
+	if policy, _ := policyOf(t, held.HostPID); policy != unix.SCHED_FIFO || limitsOf(t, held.HostPID)["rtprio"] != "0 0" {
+		t.Errorf("a thread with a grant of its own: policy %d, %v", policy, limitsOf(t, held.HostPID))
+	}
+}
+
+// One that has the limits and is not in the container is told of, and not touched.
+func TestKernelRevokeUnreached(t *testing.T) {
+	capable(t)
+	g := grants(t, t.TempDir())
+	c := container(t)
+	got := give(t, g, c)
+	mark, err := strconv.ParseUint(got["rttime"], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := harness.Start(t, harness.Spec{UID: 61000, GID: 61000})
+	for number, v := range map[int]uint64{unix.RLIMIT_RTPRIO: 10, unix.RLIMIT_RTTIME: mark} {
+		if err := unix.Prlimit(out.HostPID, number, &unix.Rlimit{Cur: v, Max: v}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := g.Revoke(allowed, open(t, c.HostPID))
+	if err != nil || !slices.Equal(left, []int32{int32(out.HostPID)}) {
+		t.Errorf("not reached: %v, %v, want %d", left, err, out.HostPID)
+	}
+	if l := limitsOf(t, out.HostPID); l["rtprio"] != "10 10" {
+		t.Errorf("it was touched: %v", l)
+	}
+}
+
+// The next daemon takes back what this one gave, also where only a descendant is
+// left.
+func TestKernelLimitsOfAnEarlierDaemon(t *testing.T) {
+	capable(t)
+	state := t.TempDir()
+	c := container(t)
+	p := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
+	had := limitsOf(t, p.HostPID)
+	earlier := grants(t, state)
+	give(t, earlier, p)
+	give(t, earlier, c)
+	give(t, earlier, p) // again: it is one grant
+	if out, code := p.Exec(nil, "/bin/sh", "-c", `exec >/dev/null 2>&1; sleep 70041 &`); code != 0 {
+		t.Fatalf("%d: %s", code, out)
+	}
+	orphan := sleepers(t, "70041", 1)[0]
+
+	g := grants(t, state)
+	if list := g.List(); len(list) != 2 {
+		t.Fatalf("list: %+v", list)
+	}
+	if _, err := g.Revoke(allowed, open(t, orphan)); kind(err) != api.NotFound || !strings.Contains(err.Error(), "another one") {
+		t.Errorf("revoked by a descendant: %v", err)
+	}
+	p.Stop()
+	if list := g.List(); len(list) != 2 {
+		t.Fatalf("the process has ended, its child has not: %+v", list)
+	}
+	revoke(t, g, orphan)
+	if l := limitsOf(t, orphan); !maps.Equal(l, had) {
+		t.Errorf("limits %v, want %v", l, had)
+	}
+	if left, err := g.RevokeAll(); err != nil || len(left) != 0 {
+		t.Errorf("all: %v, %v", left, err)
+	}
+	if l := limitsOf(t, c.HostPID); !maps.Equal(l, had) {
+		t.Errorf("limits %v, want %v", l, had)
+	}
+	if list := grants(t, state).List(); len(list) != 0 {
+		t.Errorf("list: %+v", list)
+	}
+}
+
+// A grant that nobody has any more is forgotten.
+func TestKernelLimitsForgotten(t *testing.T) {
+	capable(t)
+	state := t.TempDir()
+	g := grants(t, state)
+	c := container(t)
+	p := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
+	give(t, g, p)
+	p.Stop()
+	if list := g.List(); len(list) != 0 {
+		t.Errorf("list: %+v", list)
+	}
+	if list := grants(t, state).List(); len(list) != 0 {
+		t.Errorf("the next daemon's list: %+v", list)
+	}
+}
+
+// What a process has is never lowered, but for the time.
+func TestKernelGiveRaises(t *testing.T) {
+	capable(t)
+	g := grants(t, t.TempDir())
+	p := harness.Start(t, harness.Spec{UID: 61000, GID: 61000})
+	for number, l := range map[int]unix.Rlimit{
+		unix.RLIMIT_RTPRIO:  {Cur: 5, Max: 50},
+		unix.RLIMIT_MEMLOCK: {Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY},
+		unix.RLIMIT_RTTIME:  {Cur: 1000, Max: 150000},
+	} {
+		if err := unix.Prlimit(p.HostPID, number, &l, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	had := limitsOf(t, p.HostPID)
+	give(t, g, p)
+	want := map[string]string{"rtprio": "10 50", "nice": "31 31", "memlock": "unlimited unlimited", "rttime": "1000 149999"}
+	if l := limitsOf(t, p.HostPID); !maps.Equal(l, want) {
+		t.Errorf("limits %v, want %v", l, want)
+	}
+	revoke(t, g, p.HostPID)
+	if l := limitsOf(t, p.HostPID); !maps.Equal(l, had) {
+		t.Errorf("limits %v, want %v", l, had)
+	}
+	// A limit that the policy says nothing about is not touched.
+	if _, err := g.Give(allowed, open(t, p.HostPID), policy.Limits{Nice: new(-1)}, rttime); err != nil {
+		t.Fatal(err)
+	}
+	if l := limitsOf(t, p.HostPID); l["rtprio"] != had["rtprio"] || l["nice"] != "21 21" {
+		t.Errorf("limits %v", l)
+	}
+	run(t, p, lower, [2]uint64{unix.RLIMIT_NICE, 10}, nil)
+	revoke(t, g, p.HostPID)
+	if l := limitsOf(t, p.HostPID); l["nice"] != had["nice"] {
+		t.Errorf("limits %v", l)
+	}
+}
+
+// What cannot be given changes nothing, and says why.
+func TestKernelGiveRefused(t *testing.T) {
+	capable(t)
+	g := grants(t, t.TempDir())
+	p := harness.Start(t, harness.Spec{UID: 61000, GID: 61000})
+	had := limitsOf(t, p.HostPID)
+	gone := harness.Start(t, harness.Spec{})
+	ended := open(t, gone.HostPID)
+	gone.Stop()
+	for _, tc := range []struct {
+		name   string
+		d      privcheck.Decision
+		p      *identity.Process
+		l      policy.Limits
+		rttime uint64
+		kind   api.Kind
+	}{
+		{"not decided", privcheck.Decision{}, open(t, p.HostPID), audio, rttime, api.Denied},
+		{"nothing", allowed, open(t, p.HostPID), policy.Limits{}, rttime, api.Denied},
+		{"no time", allowed, open(t, p.HostPID), audio, 0, api.Invalid},
+		{"ended", allowed, ended, audio, rttime, api.NotFound},
+	} {
+		if _, err := g.Give(tc.d, tc.p, tc.l, tc.rttime); kind(err) != tc.kind {
+			t.Errorf("%s: %v, want %v", tc.name, err, tc.kind)
+		}
+		if l := limitsOf(t, p.HostPID); !maps.Equal(l, had) {
+			t.Errorf("%s: limits %v, want %v", tc.name, l, had)
+		}
+	}
+	give(t, g, p)
+	if _, err := g.Revoke(privcheck.Decision{}, open(t, p.HostPID)); kind(err) != api.Denied {
+		t.Errorf("revoked, not decided: %v", err)
+	}
+	if _, err := g.Revoke(allowed, ended); kind(err) != api.NotFound {
+		t.Errorf("revoked from one that has ended: %v", err)
+	}
+	if c := abilities(t, p); c != (can{true, true, true}) {
+		t.Errorf("with the limits: %+v", c)
+	}
+}
+
+// A daemon without the capability says so, and does nothing.
+func TestKernelGiveWithoutCapability(t *testing.T) {
+	harness.Require(t, "root")
+	g := grants(t, t.TempDir())
+	p := harness.Start(t, harness.Spec{UID: 61000, GID: 61000})
+	had := limitsOf(t, p.HostPID)
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // for good: the thread ends with its capabilities
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData
+		if err = unix.Capget(&header, &data[0]); err != nil {
+			return
+		}
+		data[0].Effective &^= 1 << unix.CAP_SYS_RESOURCE
+		if err = unix.Capset(&header, &data[0]); err != nil {
+			return
+		}
+		_, err = g.Give(allowed, open(t, p.HostPID), audio, rttime)
+	}()
+	<-done
+	if kind(err) != api.Unsupported || !strings.Contains(err.Error(), "CAP_SYS_RESOURCE") {
+		t.Errorf("%v", err)
+	}
+	if l := limitsOf(t, p.HostPID); !maps.Equal(l, had) {
+		t.Errorf("limits %v, want %v", l, had)
+	}
+	if list := g.List(); len(list) != 0 {
+		t.Errorf("list: %+v", list)
+	}
+}
