@@ -20,7 +20,7 @@ func TestKernelReadme(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, section, _ := strings.Cut(string(text), "## Six examples")
+	_, section, _ := strings.Cut(string(text), "## Seven examples")
 	section, _, ok := strings.Cut(section, "\n## ")
 	if !ok {
 		t.Fatal("README.md has no examples")
@@ -44,6 +44,7 @@ func TestKernelReadme(t *testing.T) {
 		{"/alice/job\n"},
 		{"1\n"},
 		{"below /", "/alice/ci\n", "crun --cgroup-manager=cgroupfs"},
+		{"SCHED_RR|SCHED_RESET_ON_FORK", "priority: 10", "granted"},
 		{"int32 -1"},
 	}
 	examples := regexp.MustCompile(`(?m)^\d\. `).Split(section, -1)[1:]

@@ -154,6 +154,8 @@ const defaultPriority = 10
 
 func (w *wish) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&w.policy, "policy", "rr", "scheduling `policy`: rr or fifo")
+	// The error is that there is no such flag.
+	_ = cmd.RegisterFlagCompletionFunc("policy", cobra.FixedCompletions([]string{"rr", "fifo"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().Int32VarP(&w.priority, "priority", "p", defaultPriority, "realtime at priority `N`, 1 to 99")
 	cmd.Flags().Int32VarP(&w.nice, "nice", "n", 0, "no realtime, but nice level `N`, -20 to 19")
 }
@@ -186,6 +188,7 @@ status shows: the kernel then kills it if it hangs. Programs that use rtkit set 
 themselves; for others there are rt run and prlimit(1).`,
 		Example:               "  cgm rt grant --priority 15 4711 4712",
 		Args:                  positional(between(1, math.MaxInt)),
+		ValidArgsFunction:     cobra.NoFileCompletions,
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			policy, level, err := w.words(cmd)
@@ -207,6 +210,7 @@ func (o *options) rtRevokeCommand() *cobra.Command {
 		Short:                 "Take grants back: the threads are scheduled like all others again",
 		Example:               "  cgm rt revoke 4711",
 		Args:                  positional(between(1, math.MaxInt)),
+		ValidArgsFunction:     o.completeThread,
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.eachThread(cmd, args, func(ctx context.Context, c *client.Client, thread uint32) error {
@@ -244,6 +248,24 @@ func (o *options) eachThread(cmd *cobra.Command, args []string, do func(context.
 		}
 		return last
 	})
+}
+
+// completeThread completes the number of a thread that has a grant.
+func (o *options) completeThread(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var threads []string
+	err := o.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+		grants, err := c.ListGrants(ctx)
+		for _, g := range grants {
+			if g.TID != 0 {
+				threads = append(threads, fmt.Sprintf("%d\t%s %s %d", g.TID, escape(threadName(g.PID, g.TID)), g.Policy, g.Level))
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	return threads, cobra.ShellCompDirectiveNoFileComp
 }
 
 // parseTask parses the number of a thread or process.
@@ -352,6 +374,7 @@ container, whose threads are scheduled like all others again. Those that could n
 reached, because they have gone from their parents, are printed, and the exit status is 1.`,
 		Example:               "  cgm rt limits $$\n  cgm rt limits --revoke 4711",
 		Args:                  positional(between(1, 1)),
+		ValidArgsFunction:     cobra.NoFileCompletions,
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			pid, err := parseTask(args[0], "process")

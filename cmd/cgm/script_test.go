@@ -114,7 +114,7 @@ func programs(t *testing.T) (path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin, cgm := t.TempDir(), harness.Binary(t, "cgm")
+	bin, cgm := harness.PublicDir(t), harness.Binary(t, "cgm")
 	for name, program := range map[string]string{"in": self, rtkitctlName: cgm} {
 		if err := os.Symlink(program, filepath.Join(bin, name)); err != nil {
 			t.Fatal(err)
@@ -144,7 +144,11 @@ func TestKernelScripts(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
-	daemon := harness.StartDaemon(t)
+	rules := filepath.Join(t.TempDir(), "realtime.toml")
+	if err := os.WriteFile(rules, []byte("[[rule]]\nuid = 1000\ncontainer = ['host', 1000]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	daemon := harness.StartDaemon(t, "--realtime-policy", rules)
 	path := programs(t)
 	memory := harness.Find(t, "memory")
 	for _, file := range harness.Share(files, 2) {
@@ -152,6 +156,7 @@ func TestKernelScripts(t *testing.T) {
 			tree := harness.NewTree(t)
 			tree.Make("box", 0, 0)
 			tree.Make("home", 1000, 1000)
+			fund(tree, "home")
 			testscript.Run(t, testscript.Params{
 				Files: []string{file},
 				Cmds:  scriptCommands,
@@ -179,6 +184,18 @@ func TestKernelScripts(t *testing.T) {
 				},
 			})
 		})
+	}
+}
+
+// fund gives a cgroup realtime runtime, where the kernel budgets it: inside a container
+// there is none to lend but what the container was given.
+func fund(tree *harness.Tree, name string) {
+	const file = "cpu.rt_runtime_us"
+	for _, h := range harness.Hierarchies() {
+		if _, err := os.Stat(filepath.Join(tree.Dir(h, name), file)); err == nil {
+			tree.Write(h, "", file, "300000")
+			tree.Write(h, name, file, "100000")
+		}
 	}
 }
 

@@ -86,6 +86,16 @@ func floorMove(cg *cgroup, d time.Duration) (float64, error) {
 	})
 }
 
+func floorRealtime(_ *cgroup, d time.Duration) (float64, error) {
+	vs, err := (&request{victim: true}).spawn(context.Background(), 1)
+	if err != nil {
+		return 0, err
+	}
+	defer vs.end()
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_RR, Flags: unix.SCHED_FLAG_RESET_ON_FORK, Priority: realtimePriority}
+	return repeat(d, func(int) error { return unix.SchedSetAttr(vs[0].Pid, &attr, 0) })
+}
+
 // server is a process with a socket.
 type server struct {
 	cmd  *exec.Cmd

@@ -41,7 +41,7 @@ func main() {
 	flag.StringVar(&o.only, "only", "", "measure the requests whose `name` contains this")
 	flag.IntVar(&o.rounds, "rounds", 5, "rounds of which a figure is the median")
 	flag.DurationVar(&o.slice, "slice", 400*time.Millisecond, "how long each round loads the daemon with one kind of request")
-	flag.DurationVar(&o.idle, "idle", 20*time.Second, "how long to watch the idle daemon; 0: not at all")
+	flag.DurationVar(&o.idle, "idle", time.Minute, "how long to watch the idle daemon, and with its watchdog; 0: not at all")
 	flag.IntVar(&o.idlePeer, "idle-connections", 1000, "how many idle connections to open")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -90,7 +90,10 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 	if err := table(ctx, o, w, d, e, cg); err != nil {
 		return err
 	}
-	if err := memory(ctx, o, w, d, started, fresh); err != nil || o.proxy == "" {
+	if err := memory(ctx, o, w, d, started, fresh); err != nil {
+		return err
+	}
+	if err := watched(ctx, o, w, d); err != nil || o.proxy == "" {
 		return err
 	}
 	return proxyTable(ctx, o, w, d, cg)
@@ -113,7 +116,12 @@ func memory(ctx context.Context, o options, w io.Writer, d *daemon, started, fre
 	if o.idle == 0 {
 		return nil
 	}
-	return wakeUps(ctx, o, w, d)
+	idling, err := wakeUps(ctx, o.idle, d.pid())
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "wake-ups while idle: %.1f a minute\n", idling)
+	return nil
 }
 
 func megabytes(n int64) float64 { return float64(n) / (1 << 20) }
@@ -220,24 +228,20 @@ func (cs connections) close() {
 // of 10 s, and the runtime gives memory back that the load has left.
 const settle = 15 * time.Second
 
-// wakeUps counts how often the daemon runs while nobody asks it anything.
-func wakeUps(ctx context.Context, o options, w io.Writer, d *daemon) error {
+// wakeUps counts how often processes run while nobody asks them anything.
+func wakeUps(ctx context.Context, d time.Duration, pids ...int) (aMinute float64, err error) {
 	if err := sleep(ctx, settle); err != nil {
-		return err
+		return 0, err
 	}
-	before, err := d.switches()
+	before, err := switches(pids...)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if err := sleep(ctx, o.idle); err != nil {
-		return err
+	if err := sleep(ctx, d); err != nil {
+		return 0, err
 	}
-	after, err := d.switches()
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(w, "wake-ups while idle: %.1f a minute (%d in %v)\n", float64(after-before)/o.idle.Minutes(), after-before, o.idle)
-	return nil
+	after, err := switches(pids...)
+	return float64(after-before) / d.Minutes(), err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

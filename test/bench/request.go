@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
 	"cgmanager/api"
 )
@@ -56,18 +57,34 @@ func requests(cg *cgroup) []*request {
 				return [][]byte{call("MovePid", cg.controller, "a", int32(v.Pid)), call("MovePid", cg.controller, "b", int32(v.Pid))}
 			},
 		},
+		{
+			name: "MakeThreadRealtime", floorName: "echo + sched_setattr", floor: floorRealtime, victim: true,
+			calls: [][]byte{makeRealtime(1)},
+			perConn: func(_ int, v *os.Process) [][]byte {
+				return [][]byte{makeRealtime(v.Pid)}
+			},
+		},
 		{name: "connect, log in, Ping", floorName: "connect, echo", calls: ping, reconnect: true},
 		{name: "the same in one write", floorName: "connect, echo", calls: ping, reconnect: true, pipelined: true},
 	}
 }
 
+// makeRealtime is what rtkit's clients ask for.
+func makeRealtime(pid int) []byte {
+	return callAt(api.RealtimePath, api.RealtimeInterface, "MakeThreadRealtimeWithPID", uint64(pid), uint64(pid), uint32(realtimePriority))
+}
+
 // call encodes a call of the original's interface.
 func call(method string, args ...any) []byte {
+	return callAt(api.ObjectPath, api.Interface0, method, args...)
+}
+
+func callAt(path dbus.ObjectPath, iface, method string, args ...any) []byte {
 	m := &dbus.Message{
 		Type: dbus.TypeMethodCall,
 		Headers: map[dbus.HeaderField]dbus.Variant{
-			dbus.FieldPath:      dbus.MakeVariant(dbus.ObjectPath(api.ObjectPath)),
-			dbus.FieldInterface: dbus.MakeVariant(api.Interface0),
+			dbus.FieldPath:      dbus.MakeVariant(path),
+			dbus.FieldInterface: dbus.MakeVariant(iface),
 			dbus.FieldMember:    dbus.MakeVariant(method),
 			dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(args...)),
 		},
@@ -95,6 +112,12 @@ func (r *request) spawn(ctx context.Context, n int) (vs victims, err error) {
 			return nil, err
 		}
 		vs = append(vs, cmd.Process)
+		// Without it nobody gets realtime.
+		limit := unix.Rlimit{Cur: 200_000, Max: 200_000}
+		if err := unix.Prlimit(cmd.Process.Pid, unix.RLIMIT_RTTIME, &limit, nil); err != nil {
+			vs.end()
+			return nil, os.NewSyscallError("prlimit", err)
+		}
 	}
 	return vs, nil
 }
