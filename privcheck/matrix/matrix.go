@@ -57,6 +57,8 @@
 //   - Delete and Remove are asked with the victims of the cgroup and below gone;
 //     an answer that it is busy counts as allowed. Remove is recursive.
 //   - Kill of own, where allowed, ends the requestor too.
+//   - Grant, Revoke, GrantLimits and RevokeLimits name the cgroup's victim. Where it
+//     is does not matter; policy, and what was granted, are no questions of privilege.
 //   - In the calls that end in Scm the requestor is its own proxy.
 //
 // Requests without a controller list touch every hierarchy; the answer is the
@@ -225,6 +227,9 @@ func newMethods() []method {
 	one("DeleteForce", "", (*question).deleteForce)
 	one("Kill", "", (*question).kill)
 	one("Delegate", "", (*question).delegate)
+	for _, name := range []string{"Grant", "Revoke", "GrantLimits", "RevokeLimits"} {
+		one(name, "", (*question).realtime)
+	}
 	for _, name := range []string{"Move", "MoveFd"} {
 		all = append(all, method{"CGManager1", name, "", true, (*question).moveOut})
 	}
@@ -386,6 +391,15 @@ func (q *question) move(t privcheck.Task, to string) privcheck.Decision {
 
 func (q *question) moveIn() privcheck.Decision  { return q.move(q.companion, q.target.path()) }
 func (q *question) moveOut() privcheck.Decision { return q.move(q.victim, q.box.path()) }
+
+func (q *question) realtime() privcheck.Decision {
+	return privcheck.Realtime(q.r, privcheck.RealtimeTask{
+		Visible: q.victim.Visible,
+		// The victims are in their tree's user namespace; unmapped is in one below it.
+		Within: q.r.SameUserNS || q.own.Tree == "container",
+		UIDs:   q.victim.UIDs,
+	})
+}
 
 func (q *question) escape() privcheck.Decision { return privcheck.Escape(q.r) }
 
