@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -101,15 +102,19 @@ func (c *call) chargedTo() ([]string, error) {
 // realtime turns what goes wrong with a request about realtime into an error for
 // the requestor, and writes the audit line of a refusal.
 func (c *call) realtime(subject string, err error) error {
+	request := c.op
 	if subject != "" {
-		subject = " " + subject
+		request += " " + subject
 	}
 	if e, ok := errors.AsType[*api.Error](err); ok {
+		if strings.HasPrefix(e.Text, request+": ") {
+			return e // it was decided, and is written down
+		}
 		if e.Kind == api.Denied || e.Kind == api.Limit {
 			c.refused(subject, requestor, privcheck.Decision{}, e.Text)
 		}
 		told := *e
-		told.Text = c.op + subject + ": " + e.Text
+		told.Text = request + ": " + e.Text
 		return &told
 	}
 	e := &api.Error{Kind: api.Denied, Cause: err}
@@ -138,7 +143,7 @@ func (c *call) realtime(subject string, err error) error {
 	if e.Kind == api.Denied || e.Kind == api.Limit {
 		c.refused(subject, requestor, privcheck.Decision{}, err.Error())
 	}
-	e.Text = c.op + subject + ": " + reason
+	e.Text = request + ": " + reason
 	return e
 }
 
