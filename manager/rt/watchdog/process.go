@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,7 @@ const (
 	reportsFD
 	stderrFD
 	lockFD
+	canaryFD
 )
 
 // priority is SCHED_FIFO's highest: whom the watchdog watches is below.
@@ -84,7 +86,7 @@ func self() (stat, unix.Errno) {
 func firstStage() int {
 	runtime.LockOSThread()
 	d := dog{in: ordersFD, out: reportsFD}
-	_ = unix.CloseRange(lockFD+1, ^uint(0)>>32, 0)
+	_ = unix.CloseRange(canaryFD+1, ^uint(0)>>32, 0)
 	// Huge pages would lock 2 MB for a byte.
 	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 	for {
@@ -120,10 +122,11 @@ type dog struct {
 	scan  *scanner
 	task  int           // the daemon's /proc/PID/task
 	sung  time.Duration // the CPU time that the daemon had taken
+	asked time.Duration // when the canary was last given a reason to sing
 	flags uint32
 
-	grace time.Duration
-	end   time.Duration // of an orphan; 0: it is none
+	cheep, grace time.Duration
+	end          time.Duration // of an orphan; 0: it is none
 }
 
 // maxWatched is how many threads can be watched, descriptors allowing.
@@ -192,7 +195,7 @@ func (d *dog) configure(o order) error {
 	d.judge = judge{period: o.period, slots: make([]slot, 0, maxWatched)}
 	d.threads = make([]thread, 0, maxWatched)
 	d.acts = make([]act, 0, maxWatched+2)
-	d.flags, d.grace = o.flags, o.grace
+	d.flags, d.cheep, d.grace = o.flags, o.cheep, o.grace
 	var err error
 	d.wait, err = newWaiter(d.in)
 	return err
@@ -429,16 +432,26 @@ func (d *dog) look() {
 		}
 		d.judge.slots[i].sampled(v.now, used)
 	}
-	// The canary is the daemon itself: a timer has one of its threads run every so
-	// often. That it ran is the kernel's word, not its own.
+	// The canary is the daemon itself. That it ran is the kernel's word, not its own.
 	sung := clock(cpuClock(d.parent))
 	v.sang, d.sung = sung != d.sung, sung
 	v.done, _ = d.clocks.now()
 	v.starving = !v.sang && v.now-d.judge.sang >= d.judge.period && d.scan.wantsToRun(d.task)
+	if !d.judge.orphan && v.now-d.asked >= d.cheep {
+		d.asked = v.now
+		ask()
+	}
 	d.acts = d.judge.look(v, d.acts[:0])
 	for _, a := range d.acts {
 		d.do(a)
 	}
+}
+
+// ask gives the daemon a reason to run. Go's poller has the other end of the eventfd,
+// and nobody reads it: each time one thread wakes for it, and no goroutine.
+func ask() {
+	one := [8]byte{0: 1}
+	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, canaryFD, uintptr(unsafe.Pointer(&one)), 8)
 }
 
 func (d *dog) do(a act) {

@@ -16,7 +16,7 @@ type order struct {
 	flags uint32
 	grant Grant
 	// With configure, in the place of a grant:
-	period, grace time.Duration
+	cheep, period, grace time.Duration
 }
 
 type orderKind uint32
@@ -48,8 +48,9 @@ func (o *order) put(b *[orderSize]byte) {
 	for i, v := range []int32{o.grant.PID, o.grant.TID, o.grant.Policy, o.grant.Priority, o.grant.Nice, o.grant.Share} {
 		le.PutUint32(b[24+4*i:], uint32(v))
 	}
-	le.PutUint64(b[48:], uint64(o.period))
-	le.PutUint64(b[56:], uint64(o.grace))
+	for i, v := range []time.Duration{o.cheep, o.period, o.grace} {
+		le.PutUint64(b[48+8*i:], uint64(v))
+	}
 }
 
 func (o *order) get(b []byte) {
@@ -59,7 +60,9 @@ func (o *order) get(b []byte) {
 	o.grant.PID, o.grant.TID = int32(le.Uint32(b[24:])), int32(le.Uint32(b[28:]))
 	o.grant.Policy, o.grant.Priority = int32(le.Uint32(b[32:])), int32(le.Uint32(b[36:]))
 	o.grant.Nice, o.grant.Share = int32(le.Uint32(b[40:])), int32(le.Uint32(b[44:]))
-	o.period, o.grace = time.Duration(le.Uint64(b[48:])), time.Duration(le.Uint64(b[56:]))
+	for i, v := range []*time.Duration{&o.cheep, &o.period, &o.grace} {
+		*v = time.Duration(le.Uint64(b[48+8*i:]))
+	}
 }
 
 // report is what the process tells the daemon: an Event, or one of the kinds below.

@@ -305,10 +305,8 @@ type process struct {
 	began  time.Time
 	orders int
 	wait   *waiter
-	in     int // its reports
-	// canary is a timer that nobody reads. Go's poller has it, so each time one
-	// thread of the daemon wakes for it, and no goroutine.
-	canary *os.File
+	in     int      // its reports
+	canary *os.File // an eventfd: the process has one of our threads run
 
 	mu     sync.Mutex
 	gone   bool               // guarded by mu; it was reaped
@@ -343,15 +341,19 @@ func (s *Supervisor) start() (*process, error) {
 	if err == nil {
 		p.wait, err = newWaiter(p.in)
 	}
+	var canary int
 	if err == nil {
-		err = p.sing((s.config.Cheep + s.config.Period) / 2)
+		p.canary, canary, err = newCanary()
 	}
 	if err == nil {
 		// It is no exec.Cmd: nothing runs but ourselves, and no thread waits for it.
 		p.pid, err = syscall.ForkExec("/proc/self/exe", []string{"cgmanager", Arg}, &syscall.ProcAttr{
 			Dir: "/", Env: environment,
-			Files: []uintptr{ordersFD: uintptr(orders[0]), reportsFD: uintptr(reports[1]), stderrFD: 2, lockFD: uintptr(lock)},
-			Sys:   &syscall.SysProcAttr{Setsid: true},
+			Files: []uintptr{
+				ordersFD: uintptr(orders[0]), reportsFD: uintptr(reports[1]), stderrFD: 2,
+				lockFD: uintptr(lock), canaryFD: uintptr(canary),
+			},
+			Sys: &syscall.SysProcAttr{Setsid: true},
 		})
 	}
 	if err != nil {
@@ -374,7 +376,7 @@ func (s *Supervisor) introduce(p *process) error {
 		case ready:
 			return nil
 		case started:
-			o := order{kind: configure, period: s.config.Period, grace: s.config.Grace}
+			o := order{kind: configure, cheep: s.config.Cheep, period: s.config.Period, grace: s.config.Grace}
 			if s.config.DemoteUnknown {
 				o.flags |= demoteUnknown
 			}
@@ -459,18 +461,19 @@ func (p *process) hear(period time.Duration, f func(Event)) {
 	}
 }
 
-// sing starts the canary's timer.
-func (p *process) sing(every time.Duration) error {
-	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
+// newCanary makes the canary, in Go's poller: a thread of ours wakes each time it is
+// written to. No goroutine does, which would wake more threads.
+func newCanary() (*os.File, int, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
-		return os.NewSyscallError("timerfd_create", err)
+		return nil, -1, os.NewSyscallError("eventfd", err)
 	}
-	p.canary = os.NewFile(uintptr(fd), "canary")
-	if err := p.canary.SetReadDeadline(time.Time{}); err != nil {
-		return err // Go's poller has not taken it
+	f := os.NewFile(uintptr(fd), "canary")
+	if err := f.SetReadDeadline(time.Time{}); err != nil {
+		_ = f.Close()
+		return nil, -1, err // the poller has not taken it
 	}
-	at := unix.NsecToTimespec(int64(every))
-	return os.NewSyscallError("timerfd_settime", unix.TimerfdSettime(fd, 0, &unix.ItimerSpec{Interval: at, Value: at}, nil))
+	return f, fd, nil
 }
 
 func (p *process) watch(w *watched) error {

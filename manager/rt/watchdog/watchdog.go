@@ -14,9 +14,10 @@ const Arg = "--realtime-watchdog"
 
 // Config says how to watch.
 type Config struct {
-	// Cheep is how often the canary gives a sign, and Period for how long there
-	// may be none, and the window over which a thread's CPU time counts
-	// (--canary-cheep-msec, --canary-watchdog-msec).
+	// Cheep is how often, at most, the canary is given a reason to run, which it is
+	// whenever the watchdog looks; Period for how long it may not get to, how often
+	// the watchdog looks at least, and the window over which a thread's CPU time
+	// counts (--canary-cheep-msec, 0: 5 s; --canary-watchdog-msec, 0: 10 s).
 	Cheep, Period time.Duration
 	// DemoteUnknown takes realtime, where the canary starves, from all threads of
 	// the host but root's; with DemoteRoot from root's too.
