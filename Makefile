@@ -84,11 +84,12 @@ generate: man ## regenerate what is made from the code: man pages, docs/KEYS.md
 	$(GO) test -count=1 -run '^TestKeysDoc$$' ./cgfs -update
 
 install: build ## install under DESTDIR and PREFIX, and what INIT (systemd, openrc, sysv, runit) starts
-	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(DOCDIR)/docs
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man1 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(DOCDIR)/docs
 	install -m 0755 $(BUILD)/cgm $(DESTDIR)$(BINDIR)/
 	install -m 0755 $(BUILD)/cgmanager $(BUILD)/cgproxy $(DESTDIR)$(SBINDIR)/
 	ln -sf $(if $(filter $(dir $(BINDIR)),$(dir $(SBINDIR))),../$(notdir $(BINDIR)),$(BINDIR))/cgm $(DESTDIR)$(SBINDIR)/rtkitctl
 	install -m 0644 docs/man/*.1 $(DESTDIR)$(MANDIR)/man1/
+	install -m 0644 docs/man/*.5 $(DESTDIR)$(MANDIR)/man5/
 	install -m 0644 docs/man/*.8 $(DESTDIR)$(MANDIR)/man8/
 	install -d $(DESTDIR)$(DATADIR)/bash-completion/completions $(DESTDIR)$(DATADIR)/zsh/site-functions $(DESTDIR)$(DATADIR)/fish/vendor_completions.d
 	$(BUILD)/cgm completion bash > $(DESTDIR)$(DATADIR)/bash-completion/completions/cgm
@@ -100,6 +101,7 @@ install: build ## install under DESTDIR and PREFIX, and what INIT (systemd, open
 	install -d $(DESTDIR)$(LXCDIR)/config $(DESTDIR)$(LXCDIR)/hooks
 	install -m 0644 packaging/lxc/config/*.conf $(DESTDIR)$(LXCDIR)/config/
 	install -m 0755 packaging/lxc/hooks/* $(DESTDIR)$(LXCDIR)/hooks/
+	[ -e '$(DESTDIR)$(SYSCONFDIR)/cgmanager/realtime.toml' ] || install -D -m 0644 packaging/realtime.toml '$(DESTDIR)$(SYSCONFDIR)/cgmanager/realtime.toml'
 	for i in $(INIT); do \
 		DESTDIR='$(DESTDIR)' SBINDIR='$(SBINDIR)' SYSCONFDIR='$(SYSCONFDIR)' SYSTEMDUNITDIR='$(SYSTEMDUNITDIR)' packaging/init $$i || exit 1; \
 	done

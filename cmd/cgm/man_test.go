@@ -20,7 +20,7 @@ var update = flag.Bool("update", false, "write the generated man pages")
 // docs/man/*.md and of the commands as they are; `make man` writes them.
 func TestManPages(t *testing.T) {
 	const dir = "../../docs/man"
-	for _, page := range []string{"cgm.1", "cgmanager.8", "cgproxy.8", "rtkitctl.8"} {
+	for _, page := range []string{"cgm.1", "cgmanager.8", "cgmanager-realtime.toml.5", "cgproxy.8", "rtkitctl.8"} {
 		t.Run(page, func(t *testing.T) {
 			text, err := os.ReadFile(filepath.Join(dir, page+".md"))
 			if err != nil {

@@ -28,6 +28,7 @@ var installed = []string{
 	"share/doc/cgmanager/licenses/golang.org/x/sys/LICENSE",
 	"share/fish/vendor_completions.d/cgm.fish",
 	"share/man/man1/cgm.1",
+	"share/man/man5/cgmanager-realtime.toml.5",
 	"share/man/man8/cgmanager.8",
 	"share/man/man8/cgproxy.8",
 	"share/man/man8/rtkitctl.8",
@@ -41,6 +42,9 @@ var lxc = []string{
 	"hooks/cgmanager-mount",
 	"hooks/cgmanager-start",
 }
+
+// policy is installed whatever starts the daemon, and the administrator's.
+const policy = "etc/cgmanager/realtime.toml"
 
 // kinds are the init systems, and what is installed for each.
 var kinds = map[string][]string{
@@ -84,6 +88,7 @@ func TestInstall(t *testing.T) {
 				}
 			}
 			install()
+			files := append(slices.Clone(files), policy)
 			want := slices.Clone(files)
 			for _, f := range installed {
 				want = append(want, "opt/c/"+f)
@@ -139,17 +144,18 @@ func TestInstall(t *testing.T) {
 				}
 			}
 			// A second time leaves the administrator's files alone.
-			for _, f := range files {
-				path := filepath.Join(dir, f)
-				if strings.Contains(f, "default") || strings.Contains(f, "conf.d") {
-					if err := os.WriteFile(path, []byte("mine\n"), 0o600); err != nil {
-						t.Fatal(err)
-					}
-					install()
-					if b, err := os.ReadFile(path); err != nil || string(b) != "mine\n" {
-						t.Errorf("%s holds %q now, %v", f, b, err)
-					}
-					break
+			mine := slices.DeleteFunc(slices.Clone(files), func(f string) bool {
+				return !strings.Contains(f, "default") && !strings.Contains(f, "conf.d") && f != policy
+			})
+			for _, f := range mine {
+				if err := os.WriteFile(filepath.Join(dir, f), []byte("mine\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			install()
+			for _, f := range mine {
+				if b, err := os.ReadFile(filepath.Join(dir, f)); err != nil || string(b) != "mine\n" {
+					t.Errorf("%s holds %q now, %v", f, b, err)
 				}
 			}
 		})

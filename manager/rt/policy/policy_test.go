@@ -5,6 +5,8 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -272,6 +274,75 @@ func TestBeforeRules(t *testing.T) {
 		if _, err := parse("f", []byte(text), host); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%q: got %v, want %s", text, err, want)
 		}
+	}
+}
+
+// TestShipped: the file that is installed says nothing, and what it has as remarks
+// is right.
+func TestShipped(t *testing.T) {
+	text, err := os.ReadFile("../../../packaging/realtime.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	none := names{user: lookup(nil), group: lookup(nil)}
+	if table, err := parse("realtime.toml", text, none); err != nil || table.Rules() != 0 {
+		t.Fatalf("%v, %v", table, err)
+	}
+	table, err := parse("realtime.toml", regexp.MustCompile(`(?m)^#(\S)`).ReplaceAll(text, []byte("$1")), shipped)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []Verdict
+	for _, who := range []Target{{EGID: 1}, {EGID: 2}, {EGID: 3}, {Container: true, Root: 100000}, {}} {
+		v, ok := table.Decide(who)
+		if !ok {
+			t.Errorf("no rule is for %+v", who)
+		}
+		v.Line = 0
+		got = append(got, v)
+	}
+	want := []Verdict{
+		{Allow: true, MaxPriority: new(20), MinNice: new(-15)},
+		{Allow: true, MaxPriority: new(70), RR: true, FIFO: true, Budget: 50},
+		{Allow: true, MaxPriority: new(95), MinNice: new(-19), Limits: &Limits{RTPrio: new(uint64(95)), Nice: new(-19), MemLock: new(uint64(4 << 30))}},
+		{Allow: true, MaxPriority: new(10), Budget: 20},
+		{},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+// shipped has the groups of the examples.
+var shipped = names{user: lookup(nil), group: lookup(map[string]uint32{"audio": 1, "pipewire": 2, "realtime": 3})}
+
+// TestManPage: the examples of the man page, and the mistake that it shows, are right.
+func TestManPage(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/man/cgmanager-realtime.toml.5.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, examples, ok := strings.Cut(string(text), "\n# EXAMPLES\n")
+	if !ok {
+		t.Fatal("no examples")
+	}
+	var b strings.Builder
+	for line := range strings.Lines(examples) {
+		if code, ok := strings.CutPrefix(line, "    "); ok {
+			b.WriteString(code)
+		}
+	}
+	if table, err := parse("man", []byte(b.String()), shipped); err != nil || table.Rules() != 5 {
+		t.Errorf("%v, %v", table, err)
+	}
+	shown := regexp.MustCompile(`/etc/cgmanager/realtime.toml:(\d+):\d+: .*`).FindSubmatch(text)
+	line, err := strconv.Atoi(string(shown[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = parse("/etc/cgmanager/realtime.toml", []byte(strings.Repeat("\n", line-2)+"[[rule]]\nmax_priority = 99"), shipped)
+	if err == nil || err.Error() != string(shown[0]) {
+		t.Errorf("got %v\nwant %s", err, shown[0])
 	}
 }
 
