@@ -27,6 +27,9 @@ const (
 	objectPath = "/org/linuxcontainers/cgmanager"
 	properties = "org.freedesktop.DBus.Properties"
 	login      = "\x00AUTH EXTERNAL 30\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n"
+
+	realtimeKit  = "org.freedesktop.RealtimeKit1"
+	realtimePath = "/org/freedesktop/RealtimeKit1"
 )
 
 // TestKernelWireTools logs in with the tools that people have.
@@ -42,6 +45,9 @@ func wireTools(w *world) {
 	addr := "unix:path=" + w.sock()
 	send := func(how, member string, args ...string) []string {
 		return append([]string{"dbus-send", how + addr, "--print-reply", objectPath, member}, args...)
+	}
+	realtime := func(member string, args ...string) []string {
+		return append([]string{"dbus-send", "--peer=" + addr, "--print-reply", realtimePath, realtimeKit + "." + member}, args...)
 	}
 	gdbus := func(member string, args ...string) []string {
 		return append([]string{"gdbus", "call", "--address", addr, "--dest", busName, "--object-path", objectPath, "--method", member}, args...)
@@ -72,6 +78,9 @@ func wireTools(w *world) {
 		{"busctl get-property", busctl("get-property", harness.V0, "api_version"), "i 10", 0},
 		{"busctl introspect", busctl("introspect"), ".CreateScm", 0},
 		{"busctl, an error", busctl("call", harness.V1, "Delete", "s", "nosuch"), "nosuch", 1},
+		{"busctl, realtime", append(busctl("get-property")[:3], realtimeKit, realtimePath, realtimeKit, "RTTimeUSecMax"), "x 200000", 0},
+		{"dbus-send, realtime", realtime("MakeThreadRealtimeWithPID", "uint64:0", "uint64:0", "uint32:20"), "Error org.freedesktop.DBus.Error.Failed: No such file or directory", 1},
+		{"dbus-send, realtime by a wrong type", realtime("MakeThreadHighPriority", "uint32:0", "int32:0"), `InvalidArgs: Argument 0 is specified to be of type "uint64", but is actually of type "uint32"`, 1},
 	} {
 		out, code := p.Exec(nil, tool.argv...)
 		if code != tool.code || !strings.Contains(out, tool.out) {
