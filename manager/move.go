@@ -250,7 +250,7 @@ func (c *call) move(v *victim, dsts []*place, question moveQuestion) error {
 	for i := range steps {
 		if err := c.act(v, &steps[i]); err != nil {
 			c.putBack(v, steps[:i]) // the kernel moves a whole process or none of it
-			return c.kernel(in(v.subject, steps[i].dst.h), err)
+			return c.unwritten(in(v.subject, steps[i].dst.h), steps[i].dst.dir, steps[i].file.Name(), "", err)
 		}
 	}
 	if err := c.verify(v); err != nil {

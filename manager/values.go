@@ -13,6 +13,7 @@ import (
 
 	"cgmanager/api"
 	"cgmanager/cgfs"
+	"cgmanager/manager/rt/budget"
 	"cgmanager/privcheck"
 )
 
@@ -246,7 +247,7 @@ func (c *call) write(ws []*write, u *undo) error {
 			return api.Errorf(api.Denied, "%s %s: not decided", c.op, w.subject)
 		}
 		if err := writeLimit(w); err != nil {
-			return c.kernel(w.subject, err)
+			return c.unwritten(w.subject, w.at.dir, w.file.Name(), w.value, err)
 		}
 		if w.undos {
 			u.add(func() {
@@ -262,6 +263,16 @@ func (c *call) write(ws []*write, u *undo) error {
 		c.done(w.subject, w.at.h, w.decision)
 	}
 	return nil
+}
+
+// unwritten is kernel for a write to a control file of d: about realtime the kernel's
+// number alone says little.
+func (c *call) unwritten(subject string, d *cgfs.Dir, file, value string, err error) error {
+	if e := budget.Refusal(d, file, value, err); e != nil {
+		e.Text = c.op + " " + subject + ": " + e.Text
+		return e
+	}
+	return c.kernel(subject, err)
 }
 
 // writeLimit writes w. For a moment the kernel refuses a memory limit that is met
