@@ -323,6 +323,15 @@ func (l *Ledger) SetDemoted(id uint64, demoted bool) {
 	}
 }
 
+// Change notes that the thread of a grant is scheduled otherwise now.
+func (l *Ledger) Change(id uint64, policy, priority, nice int32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if g := l.grants[id]; g != nil {
+		g.Policy, g.Priority, g.Nice = policy, priority, nice
+	}
+}
+
 // chargeLocked charges a thread to accounts once more.
 func (l *Ledger) chargeLocked(accounts []string, t Thread) {
 	for _, name := range accounts {

@@ -479,6 +479,15 @@ func (s *Service) Revoke(grants ...Grant) int {
 }
 
 func (s *Service) revokeLocked(grants []Grant) (n int) {
+	// Before any thread is touched: the watchdog must not restore it afterwards.
+	suspended := false
+	for i := range grants {
+		s.watchdog.Unwatch(grants[i].ID)
+		suspended = suspended || grants[i].Demoted
+	}
+	if suspended {
+		time.Sleep(lastAct)
+	}
 	for i := range grants {
 		if s.demoteLocked(&grants[i]) {
 			n++
@@ -487,19 +496,21 @@ func (s *Service) revokeLocked(grants []Grant) (n int) {
 	return n
 }
 
-// demoteLocked takes a grant back.
+// lastAct is how long the watchdog may take with what it has begun. It goes before
+// everything else on the host, and reads at once what it is told.
+const lastAct = 20 * time.Millisecond
+
+// demoteLocked takes a grant back that is not watched any more.
 func (s *Service) demoteLocked(g *Grant) bool {
 	h := s.held[g.ID]
 	if h == nil {
 		return false
 	}
-	// Before the thread is touched: the watchdog must not restore it afterwards.
-	s.watchdog.Unwatch(g.ID)
 	done, err := reset(h.thread)
 	if errors.Is(err, identity.ErrGone) {
 		s.followLocked(g)
 		if next, ok := s.Of(Thread{Process: g.Thread.Process, TID: g.Thread.PID, ThreadStarted: g.Thread.Process.Started}); ok && next.ID != g.ID {
-			done = s.demoteLocked(&next)
+			done = s.revokeLocked([]Grant{next}) > 0
 		}
 	} else if err != nil {
 		s.log.WithError(err).WithFields(fieldsOf(g)).Error("demote a thread")
@@ -608,7 +619,7 @@ func (s *Service) Grant(o *Order) (err error) {
 // granted before: it is not what it was.
 func (s *Service) undoLocked(o *Order, why error) error {
 	if before, ok := s.Of(o.Reservation.thread); ok {
-		s.demoteLocked(&before)
+		s.revokeLocked([]Grant{before})
 	}
 	if _, err := reset(o.Thread); err != nil && !errors.Is(err, identity.ErrGone) {
 		s.log.WithError(err).Error("demote a thread that changed while it was granted realtime")
@@ -744,8 +755,38 @@ func (s *Service) event(e watchdog.Event) {
 		s.SetDemoted(g.ID, false)
 		s.log.WithFields(f).Infof("Restored thread %d of process %d.", g.Thread.TID, g.Thread.PID)
 	case watchdog.Ended:
-		s.settleLocked(&g)
+		if !s.settleLocked(&g) {
+			s.changedLocked(&g)
+		}
+	case watchdog.Lost:
+		s.log.WithFields(f).Errorf("Nobody watches thread %d of process %d: it is demoted.", g.Thread.TID, g.Thread.PID)
+		s.revokeLocked([]Grant{g})
 	case watchdog.Starving:
+	}
+}
+
+// changedLocked has a thread watched for what it is now: it may give up realtime by
+// itself, and have a nice level left that it was granted before.
+func (s *Service) changedLocked(g *Grant) {
+	h := s.held[g.ID]
+	if h == nil || g.Demoted {
+		return
+	}
+	now, err := h.thread.Scheduling()
+	if err == nil && realtime(now.Policy) == realtime(g.Policy) {
+		err = errors.New("it was said to have ended")
+	}
+	if err == nil {
+		g.Policy, g.Priority, g.Nice = unix.SCHED_NORMAL, 0, now.Nice
+		if realtime(now.Policy) {
+			g.Policy, g.Priority = now.Policy, now.Priority
+		}
+		s.Change(g.ID, g.Policy, g.Priority, g.Nice)
+		err = s.watchLocked(g)
+	}
+	if err != nil {
+		s.log.WithError(err).WithFields(fieldsOf(g)).Error("cannot watch a thread any more")
+		s.revokeLocked([]Grant{*g})
 	}
 }
 
