@@ -402,8 +402,11 @@ func (c *call) unknown(role role, err error) error {
 	} else {
 		c.m.unwritten.Add(1)
 	}
-	return api.Errorf(api.Denied, text, c.op).WithCause(err)
+	return api.Errorf(api.Denied, text, c.op).WithCause(fmt.Errorf("%w: %w", errUnknown, err))
 }
+
+// errUnknown is a cause of the errors about who asks.
+var errUnknown = errors.New("identity not established")
 
 // r returns the requestor.
 func (c *call) r() *party { return &c.parties[0] }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -102,19 +101,19 @@ func (c *call) chargedTo() ([]string, error) {
 // realtime turns what goes wrong with a request about realtime into an error for
 // the requestor, and writes the audit line of a refusal.
 func (c *call) realtime(subject string, err error) error {
-	request := c.op
+	if d, ok := errors.AsType[*decided](err); ok {
+		return d.Unwrap()
+	}
+	what := c.op
 	if subject != "" {
-		request += " " + subject
+		what += " " + subject
 	}
 	if e, ok := errors.AsType[*api.Error](err); ok {
-		if strings.HasPrefix(e.Text, request+": ") {
-			return e // it was decided, and is written down
-		}
 		if e.Kind == api.Denied || e.Kind == api.Limit {
 			c.refused(subject, requestor, privcheck.Decision{}, e.Text)
 		}
 		told := *e
-		told.Text = request + ": " + e.Text
+		told.Text = what + ": " + e.Text
 		return &told
 	}
 	e := &api.Error{Kind: api.Denied, Cause: err}
@@ -143,9 +142,14 @@ func (c *call) realtime(subject string, err error) error {
 	if e.Kind == api.Denied || e.Kind == api.Limit {
 		c.refused(subject, requestor, privcheck.Decision{}, err.Error())
 	}
-	e.Text = request + ": " + reason
+	e.Text = what + ": " + reason
 	return e
 }
+
+// decided is a refusal of decide's: it has its text, and its audit line.
+type decided struct{ error }
+
+func (d *decided) Unwrap() error { return d.error }
 
 // beginRealtime is begin, for requests that are refused where realtime is not
 // served or the requestor is refused for now.
@@ -179,6 +183,10 @@ func (m *Manager) MakeThreadHighPriority(rq *api.Request, t api.Thread, nice int
 // makeThread answers as rtkit does: who asks is not told more than an errno.
 func (m *Manager) makeThread(op string, rq *api.Request, t api.Thread, w rt.Want) (err error) {
 	c, err := m.beginRealtime(op, rq)
+	if errors.Is(err, errUnknown) {
+		// What rtkit says when the bus cannot tell it who asks.
+		return &api.Error{Kind: api.Internal, Text: api.AsError(err).Text, Cause: err}
+	}
 	if err != nil {
 		return err
 	}
@@ -440,7 +448,11 @@ func (c *call) overProcess(subject string, p *identity.Process) (privcheck.Decis
 	if err != nil {
 		return privcheck.Decision{}, err
 	}
-	return c.decide(subject, func(who *party) privcheck.Decision { return privcheck.Realtime(who.r, facts(who)) })
+	d, err := c.decide(subject, func(who *party) privcheck.Decision { return privcheck.Realtime(who.r, facts(who)) })
+	if err != nil {
+		return d, &decided{err}
+	}
+	return d, nil
 }
 
 // realtimeFacts gathers what clause 10 asks of a process.

@@ -22,9 +22,12 @@ import (
 const (
 	objectPath = "/org/linuxcontainers/cgmanager"
 	ifacePeer  = "org.freedesktop.DBus.Peer"
-	// V0 is the original daemon's interface, V1 that of this project.
-	V0 = "org.linuxcontainers.cgmanager0_0"
-	V1 = "org.linuxcontainers.CGManager1"
+	// V0 is the original daemon's interface, V1 that of this project, RT rtkit's,
+	// which has an object of its own.
+	V0     = "org.linuxcontainers.cgmanager0_0"
+	V1     = "org.linuxcontainers.CGManager1"
+	RT     = "org.freedesktop.RealtimeKit1"
+	rtPath = "/org/freedesktop/RealtimeKit1"
 )
 
 // replyTimeout is how long a client waits for the daemon.
@@ -182,6 +185,9 @@ func (c *Conn) V0(member string, args ...any) ([]any, error) { return c.Call(V0,
 // V1 calls a method of CGManager1.
 func (c *Conn) V1(member string, args ...any) ([]any, error) { return c.Call(V1, member, args...) }
 
+// RT calls a method of rtkit's interface.
+func (c *Conn) RT(member string, args ...any) ([]any, error) { return c.Call(RT, member, args...) }
+
 // Send sends a method call; Reply waits for the answer.
 func (c *Conn) Send(iface, member string, args ...any) error {
 	c.serial++
@@ -192,7 +198,11 @@ func (c *Conn) Send(iface, member string, args ...any) error {
 			fds = append(fds, int(fd))
 		}
 	}
-	err := c.P.Send(c.fd, encodeCall(c.serial, objectPath, iface, member, args), c.As, fds...)
+	path := objectPath
+	if iface == RT {
+		path = rtPath
+	}
+	err := c.P.Send(c.fd, encodeCall(c.serial, path, iface, member, args), c.As, fds...)
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		return ErrClosed
 	}
@@ -253,7 +263,7 @@ func messageLen(b []byte) int {
 }
 
 // encodeCall encodes a method call in little endian. The types of args are
-// string, int32, uint32, bool, []string, map[string]string and FD.
+// string, int32, uint32, uint64, bool, []string, map[string]string and FD.
 func encodeCall(serial uint32, path, iface, member string, args []any) []byte {
 	var body encoder
 	var sig strings.Builder
@@ -269,6 +279,9 @@ func encodeCall(serial uint32, path, iface, member string, args []any) []byte {
 		case uint32:
 			sig.WriteString("u")
 			body.u32(v)
+		case uint64:
+			sig.WriteString("t")
+			body.u64(v)
 		case bool:
 			sig.WriteString("b")
 			if v {
@@ -345,6 +358,11 @@ func (e *encoder) pad(n int) {
 func (e *encoder) u32(v uint32) {
 	e.pad(4)
 	e.b = binary.LittleEndian.AppendUint32(e.b, v)
+}
+
+func (e *encoder) u64(v uint64) {
+	e.pad(8)
+	e.b = binary.LittleEndian.AppendUint64(e.b, v)
 }
 
 func (e *encoder) str(s string) {
