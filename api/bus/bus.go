@@ -9,6 +9,8 @@ package bus
 import (
 	"container/list"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"time"
@@ -37,10 +39,13 @@ const (
 	lastPause  = 15 * time.Second
 )
 
+// ErrUnanswered says that requests take too long to wait for their end.
+var ErrUnanswered = errors.New("requests over the bus take too long: not all were answered")
+
 // Serve owns the name and answers until ctx ends; then it answers what it has
-// accepted, and gives up the name. It waits for a bus that is not there yet or any
-// more, and for a name that somebody else has. It returns an error at once where
-// the address is none.
+// accepted, gives up the name, and returns ErrUnanswered if something is still under
+// way, else nil. It waits for a bus that is not there yet or any more, and for a name
+// that somebody else has. It returns another error at once where the address is none.
 func Serve(ctx context.Context, c Config) error {
 	if c.Address == "" {
 		if c.Address = os.Getenv("DBUS_SYSTEM_BUS_ADDRESS"); c.Address == "" {
@@ -49,7 +54,7 @@ func Serve(ctx context.Context, c Config) error {
 	}
 	for one := range strings.SplitSeq(c.Address, ";") {
 		if _, err := api.SocketName(one); err != nil {
-			return err
+			return fmt.Errorf("address %q: %w", c.Address, err)
 		}
 	}
 	pause, told := firstPause, ""
@@ -60,8 +65,8 @@ func Serve(ctx context.Context, c Config) error {
 			callers: map[string]*caller{}, idle: list.New(), places: map[string]*list.Element{}, accounts: map[string]int{},
 		}
 		err := s.run()
-		if err == nil || ctx.Err() != nil {
-			return nil
+		if ctx.Err() != nil {
+			return s.unanswered()
 		}
 		if time.Since(start) > lastPause {
 			pause, told = firstPause, ""

@@ -113,8 +113,8 @@ var errGone = errors.New("the process behind the name has ended")
 // now. The bus knows it by its number alone, so it is believed once the process is
 // held and the name, with that number, is still there; and the user that it
 // connected as must be among its own.
-func (s *session) open(name string) (rq api.Request, err error) {
-	got, err := s.conn.credentials(s.life, name)
+func (s *session) open(ctx context.Context, name string) (rq api.Request, err error) {
+	got, err := s.conn.credentials(ctx, name)
 	if err != nil {
 		return rq, err
 	}
@@ -122,7 +122,7 @@ func (s *session) open(name string) (rq api.Request, err error) {
 	if err != nil {
 		return rq, os.NewSyscallError("pidfd_open", err)
 	}
-	again, err := s.conn.credentials(s.life, name)
+	again, err := s.conn.credentials(ctx, name)
 	if err == nil && again != got {
 		err = errGone
 	}

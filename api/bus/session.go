@@ -129,14 +129,19 @@ func (s *session) leave() {
 
 // await waits for the requests under way.
 func (s *session) await(most time.Duration) {
-	for end := time.Now().Add(most); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		s.mu.Lock()
-		busy := s.busy
-		s.mu.Unlock()
-		if busy == 0 {
-			return
-		}
+	for end := time.Now().Add(most); time.Now().Before(end) && s.unanswered() != nil; {
+		time.Sleep(2 * time.Millisecond)
 	}
+}
+
+// unanswered returns ErrUnanswered while requests are under way.
+func (s *session) unanswered() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy > 0 {
+		return ErrUnanswered
+	}
+	return nil
 }
 
 // end ends the connection, and lets go of everybody: of who has a request under way
@@ -223,7 +228,7 @@ func (s *session) meet(c *caller) {
 	defer close(c.known)
 	defer s.recovered(&c.err)
 	s.conn.tell("AddMatch", match(c.name))
-	if c.rq, c.err = s.open(c.name); c.err != nil {
+	if c.rq, c.err = s.open(context.Background(), c.name); c.err != nil {
 		s.Log.WithField("name", c.name).WithError(c.err).Debug("cannot tell who asks over the bus")
 		return
 	}

@@ -40,6 +40,8 @@ type options struct {
 	logLevel    string
 	mountOnly   bool
 	unmountOnly bool
+	systemBus   bool
+	activate    bool
 	version     bool
 	help        bool
 	realtime    realtimeOptions
@@ -64,6 +66,8 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
 	f.BoolVar(&o.mountOnly, "mount-sockets", false, "show /run/cgmanager at the addresses below /sys/fs/cgroup and end, for a service manager that holds the socket")
 	f.BoolVar(&o.unmountOnly, "unmount-sockets", false, "take that back and end")
+	f.BoolVar(&o.systemBus, "system-bus", false, "own org.freedesktop.RealtimeKit1 on the system's D-Bus: clients of rtkit ask there")
+	f.BoolVar(&o.activate, "activate", false, "for that bus: have the daemon that runs own the name again, and end, or else be that daemon")
 	o.realtime.add(f)
 	f.BoolVar(&o.version, "version", false, "print the version")
 	f.BoolVarP(&o.help, "help", "h", false, "print this help")
@@ -116,6 +120,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if os.Geteuid() != 0 {
 		fmt.Fprintf(stderr, "cgmanager: only root may write control groups\nhint: start it as root, once for the whole host\n")
 		return service.ExitFailure
+	}
+	if o.activate {
+		switch running, err := wake(o.stateDir); {
+		case err != nil:
+			fmt.Fprintf(stderr, "cgmanager: --activate: %v\n", err)
+			return service.ExitFailure
+		case running:
+			return service.ExitOK
+		}
+		o.systemBus = true
 	}
 	if o.mountOnly || o.unmountOnly {
 		service.Prepare()

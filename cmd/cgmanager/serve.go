@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"cgmanager/api/bus"
 	"cgmanager/api/server"
 	"cgmanager/cgfs"
 	"cgmanager/cmd/service"
@@ -26,7 +27,7 @@ type daemon struct {
 	options
 	log     *logrus.Logger
 	life    context.Context // ends with a signal
-	hangup  chan os.Signal  // SIGHUP
+	asks    chan os.Signal  // SIGHUP, SIGUSR1
 	set     *cgfs.Set
 	sockets *sockets
 }
@@ -41,8 +42,8 @@ const (
 // serve runs the daemon until a signal ends it, or another takes its place.
 func serve(o options, log *logrus.Logger) (err error) {
 	service.Prepare()
-	d := &daemon{options: o, log: log, life: service.Life(log), hangup: make(chan os.Signal, 1)}
-	signal.Notify(d.hangup, unix.SIGHUP)
+	d := &daemon{options: o, log: log, life: service.Life(log), asks: make(chan os.Signal, 2)}
+	signal.Notify(d.asks, unix.SIGHUP, unix.SIGUSR1)
 	var before *server.Predecessor
 	if o.replace {
 		if before, err = server.Replace(d.control()); err != nil {
@@ -150,8 +151,11 @@ func (d *daemon) serve(before *server.Predecessor, first bool) (*server.Successo
 		return fail(err)
 	}
 	defer m.Close()
-	defer d.reload(m)()
-	s, err := server.New(server.Config{Backend: m, Listeners: d.sockets.listeners, Log: d.log, Version: service.Version()})
+	ctx, cancel := context.WithCancel(d.life)
+	defer cancel()
+	backend := &systemBus{Manager: m, log: d.log}
+	defer d.listenTo(ctx, backend)()
+	s, err := server.New(server.Config{Backend: backend, Listeners: d.sockets.listeners, Log: d.log, Version: service.Version()})
 	if err == nil {
 		err = d.sockets.take()
 	}
@@ -172,8 +176,9 @@ func (d *daemon) serve(before *server.Predecessor, first bool) (*server.Successo
 	} else {
 		service.Notify(sdnotify.SdNotifyReady)
 	}
-	ctx, cancel := context.WithCancel(d.life)
-	defer cancel()
+	if d.systemBus {
+		backend.start(ctx)
+	}
 	asked := make(chan *server.Successor, 1)
 	go func() {
 		asked <- d.awaitSuccessor(ctx, control, s)
@@ -186,7 +191,11 @@ func (d *daemon) serve(before *server.Predecessor, first bool) (*server.Successo
 	if next != nil {
 		m.KeepGrants() // it takes them up, or this daemon does again
 	}
-	if n := s.Stats().Connections; next != nil && n > 0 {
+	n := s.Stats().Connections
+	if errors.Is(backend.wait(), bus.ErrUnanswered) {
+		n++
+	}
+	if next != nil && n > 0 {
 		// They go on in the background and may yet change something: only the
 		// end of the process ends them, and tells the other.
 		d.log.WithField("connections", n).Warn("ending with requests that take too long")
@@ -195,17 +204,24 @@ func (d *daemon) serve(before *server.Predecessor, first bool) (*server.Successo
 	return next, err
 }
 
-// reload has SIGHUP read the policy file again, until the returned function is
-// called.
-func (d *daemon) reload(m *manager.Manager) (stop func()) {
+// listenTo has SIGHUP read the policy file of realtime again, and SIGUSR1 serve
+// realtime again after Exit, until the returned function is called.
+func (d *daemon) listenTo(ctx context.Context, b *systemBus) (stop func()) {
 	done := make(chan struct{})
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		for {
 			select {
-			case <-d.hangup:
-				m.ReloadRealtime()
+			case sig := <-d.asks:
+				if sig == unix.SIGHUP {
+					b.ReloadRealtime()
+					continue
+				}
+				b.ResumeRealtime()
+				if d.systemBus {
+					b.start(ctx)
+				}
 			case <-done:
 				return
 			}

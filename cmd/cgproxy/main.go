@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"cgmanager/api/bus"
 	"cgmanager/api/server"
 	"cgmanager/cmd/service"
 	"cgmanager/proxy"
@@ -32,6 +33,7 @@ type options struct {
 	sigstop  bool
 	debug    bool
 	logLevel string
+	bus      bool
 	version  bool
 	help     bool
 }
@@ -49,6 +51,7 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 	f.BoolVar(&o.sigstop, "sigstop", false, "raise SIGSTOP once the sockets are served")
 	f.BoolVar(&o.debug, "debug", false, "the same as --log-level debug")
 	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
+	f.BoolVar(&o.bus, "system-bus", false, "own org.freedesktop.RealtimeKit1 on the container's own system D-Bus: clients of rtkit ask there")
 	f.BoolVar(&o.version, "version", false, "print the version")
 	f.BoolVarP(&o.help, "help", "h", false, "print this help")
 	if err := f.Parse(args); err != nil {
@@ -168,7 +171,15 @@ func serve(o options, log *logrus.Logger) (err error) {
 	// Requests that wait for the daemon below give up: they are answered while
 	// the server drains.
 	context.AfterFunc(life, p.End)
-	return s.Serve(life)
+	served := make(chan error, 1)
+	go func() {
+		if !o.bus {
+			served <- nil
+			return
+		}
+		served <- bus.Serve(life, bus.Config{Backend: p, Log: log})
+	}()
+	return errors.Join(s.Serve(life), <-served)
 }
 
 // writePID writes this process's number to a file.
