@@ -1,17 +1,24 @@
 package watchdog
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"cgmanager/test/harness"
 )
 
-// each CPU, by turns.
+// onEachCPU runs f for each CPU, by turns.
 func onEachCPU(t *testing.T, f func(t *testing.T, cpu int)) {
 	for cpu := range runtime.NumCPU() {
-		t.Run("cpu"+string(rune('0'+cpu)), func(t *testing.T) { f(t, cpu) })
+		t.Run(fmt.Sprintf("cpu%d", cpu), func(t *testing.T) { f(t, cpu) })
 	}
 }
 
@@ -21,7 +28,7 @@ func TestKernelWatchdogHog(t *testing.T) {
 	harness.Require(t, "root")
 	onEachCPU(t, func(t *testing.T, cpu int) {
 		k := newKennel(t, Config{})
-		bad, good := newSpinner(t, hog, 8, cpu), newSpinner(t, audio, 8, cpu)
+		bad, good := newSpinner(t, hog, 20, cpu), newSpinner(t, audio, 20, cpu)
 		if err := k.Ready(); err != nil {
 			t.Fatal(err)
 		}
@@ -39,10 +46,535 @@ func TestKernelWatchdogHog(t *testing.T) {
 		if bad.realtime() {
 			t.Error("the hog is realtime")
 		}
+		if attr, err := unix.SchedGetAttr(int(bad.TID), 0); err != nil || attr.Policy != unix.SCHED_NORMAL || attr.Nice != 0 || attr.Flags != 0 {
+			t.Errorf("%+v, %v", attr, err)
+		}
 		time.Sleep(1500 * time.Millisecond)
 		if !good.realtime() {
 			t.Error("the thread that plays is not realtime any more")
 		}
 		k.quiet()
 	})
+}
+
+// The same with the periods that are the default.
+func TestKernelWatchdogDefaultPeriod(t *testing.T) {
+	harness.Require(t, "root")
+	if testing.Short() {
+		t.Log("for a shorter time")
+		return
+	}
+	k := newKennel(t, Config{Cheep: 5 * time.Second, Period: 10 * time.Second})
+	bad, good := newSpinner(t, hog, 15, 0), newSpinner(t, audio, 15, 0)
+	if err := k.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	k.watch(bad, good)
+	e, took := k.next(12*time.Second), time.Since(began)
+	if e.Kind != Demoted || e.ID != bad.ID || took > 11*time.Second {
+		t.Errorf("%+v after %v", e, took)
+	}
+	if bad.realtime() || !good.realtime() {
+		t.Error("not the hog alone was demoted")
+	}
+	k.quiet()
+}
+
+// With a hog on every CPU it acts in time all the same.
+func TestKernelWatchdogAllCPUs(t *testing.T) {
+	harness.Require(t, "root")
+	t.Run("granted", func(t *testing.T) {
+		k := newKennel(t, Config{})
+		good := newSpinner(t, audio, 20, 0)
+		k.watch(good)
+		began := time.Now()
+		var bad []*spinner
+		for cpu := range runtime.NumCPU() {
+			s := newSpinner(t, hog, 8, cpu)
+			bad = append(bad, s)
+		}
+		k.watch(bad...)
+		for range bad {
+			if e := k.next(slower(5 * time.Second)); e.Kind != Demoted || e.ID == good.ID {
+				t.Errorf("%+v", e)
+			}
+		}
+		if took := time.Since(began); took > slower(2500*time.Millisecond) {
+			t.Errorf("demoted after %v", took)
+		}
+		for _, s := range bad {
+			if s.realtime() {
+				t.Error("a hog is realtime")
+			}
+		}
+		if !good.realtime() {
+			t.Error("the thread that plays is not realtime any more")
+		}
+		k.quiet()
+	})
+	// Threads that nobody told the watchdog of leave nothing to anybody else. The
+	// one it was told of goes before them.
+	t.Run("unknown", func(t *testing.T) {
+		k := newKennel(t, Config{})
+		bad := newSpinner(t, hog, 10, 0)
+		bad.Priority = 21
+		if err := k.Watch(bad.Grant); err != nil {
+			t.Fatal(err)
+		}
+		var others []*spinner
+		for cpu := range runtime.NumCPU() {
+			others = append(others, newSpinner(t, hog, 5, cpu))
+		}
+		began := time.Now()
+		bad.grant()
+		for _, s := range others {
+			s.grant()
+		}
+		e := k.next(slower(5 * time.Second))
+		if e.Kind != Demoted || e.ID != bad.ID {
+			t.Errorf("%+v", e)
+		}
+		// The test itself waits for a CPU now and then: the kernel leaves 5 % of them.
+		if took := time.Since(began); took > slower(2500*time.Millisecond) {
+			t.Errorf("demoted after %v", took)
+		}
+		if bad.realtime() {
+			t.Error("the hog is realtime")
+		}
+		for _, s := range others {
+			if !s.realtime() {
+				t.Error("a thread that was granted nothing was demoted")
+			}
+		}
+	})
+}
+
+// A daemon that is stopped or killed, and a watchdog that is.
+func TestKernelWatchdogEnds(t *testing.T) {
+	harness.Require(t, "root")
+	const period, cheep = time.Second, 500 * time.Millisecond
+	start := func(t *testing.T, grace time.Duration) *keeper {
+		return newKeeper(t, period, cheep, grace, 60, false, false, t.TempDir())
+	}
+	// demoted waits for one to be, and sees that another is not.
+	demoted := func(t *testing.T, bad, good *spinner) {
+		t.Helper()
+		took := until(t, "demoted", slower(3*time.Second), func() bool { return !bad.realtime() })
+		if took > slower(1500*time.Millisecond) {
+			t.Errorf("demoted after %v", took)
+		}
+		if !good.realtime() {
+			t.Error("the thread that plays is not realtime any more")
+		}
+	}
+	onEachCPU(t, func(t *testing.T, cpu int) {
+		t.Run("daemon stopped", func(t *testing.T) {
+			k := start(t, time.Minute)
+			bad, good := newSpinner(t, hog, 20, cpu), newSpinner(t, audio, 20, cpu)
+			for _, s := range []*spinner{bad, good} {
+				if err := k.tell("watch", s.Grant); err != "" {
+					t.Fatal(err)
+				}
+			}
+			if err := harness.Pause(k.cmd.Process.Pid); err != nil {
+				t.Fatal(err)
+			}
+			good.grant()
+			bad.grant()
+			demoted(t, bad, good)
+			time.Sleep(3 * period) // it does not sing, and is not starved
+			if !good.realtime() {
+				t.Error("a daemon that is stopped was taken for starved")
+			}
+			if err := k.cmd.Process.Signal(unix.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			if e := k.next(slower(2 * time.Second)); e.Kind != Demoted || e.ID != bad.ID {
+				t.Errorf("%+v", e)
+			}
+			if before := k.dog; k.tell("ready", Grant{}) != "" || k.dog != before {
+				t.Error("another watchdog was started")
+			}
+		})
+		t.Run("daemon killed", func(t *testing.T) {
+			k := start(t, slower(3*time.Second))
+			bad, good := newSpinner(t, hog, 20, cpu), newSpinner(t, audio, 20, cpu)
+			nice := newSpinner(t, audio, 20, cpu)
+			nice.Policy, nice.Priority, nice.Nice = unix.SCHED_NORMAL, 0, -10
+			k.watch(good, nice)
+			if err := k.tell("watch", bad.Grant); err != "" {
+				t.Fatal(err)
+			}
+			killed := time.Now()
+			if err := k.cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = k.cmd.Wait()
+			bad.grant()
+			demoted(t, bad, good)
+			until(t, "taken back", slower(6*time.Second), func() bool { return !good.realtime() })
+			if took := time.Since(killed); took < 2500*time.Millisecond {
+				t.Errorf("taken back after %v", took)
+			}
+			if attr, err := unix.SchedGetAttr(int(nice.TID), 0); err != nil || attr.Nice != 0 {
+				t.Errorf("%+v, %v", attr, err)
+			}
+			until(t, "ended", slower(2*time.Second), func() bool { return !isWatchdog(k.dog) })
+		})
+		for _, signal := range []unix.Signal{unix.SIGKILL, unix.SIGSTOP} {
+			t.Run("watchdog "+unix.SignalName(signal), func(t *testing.T) {
+				k := start(t, time.Minute)
+				bad, good := newSpinner(t, hog, 20, cpu), newSpinner(t, audio, 20, cpu)
+				k.watch(good)
+				if err := k.tell("watch", bad.Grant); err != "" {
+					t.Fatal(err)
+				}
+				before := k.dog
+				if err := unix.Kill(before, signal); err != nil {
+					t.Fatal(err)
+				}
+				until(t, "ended", slower(2*time.Second), func() bool { return !isWatchdog(before) })
+				bad.grant()
+				demoted(t, bad, good)
+				if err := k.tell("ready", Grant{}); err != "" || k.dog == before {
+					t.Errorf("%q, and watchdog %d after %d", err, k.dog, before)
+				}
+			})
+		}
+		// What a service manager sends to all of a service's processes is not for it.
+		t.Run("signals", func(t *testing.T) {
+			k := start(t, time.Minute)
+			good := newSpinner(t, audio, 20, cpu)
+			k.watch(good)
+			for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGPIPE} {
+				if err := unix.Kill(k.dog, signal); err != nil {
+					t.Fatal(err)
+				}
+			}
+			time.Sleep(100 * time.Millisecond)
+			if before := k.dog; k.tell("ready", Grant{}) != "" || k.dog != before {
+				t.Error("it ended")
+			}
+		})
+	})
+}
+
+func isWatchdog(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	st, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && string(b) == "cgm-watchdog\n" && !strings.Contains(string(st), ") Z ")
+}
+
+// The watchdog of the next daemon takes the place of one that was left.
+func TestKernelWatchdogLeft(t *testing.T) {
+	harness.Require(t, "root")
+	dir := t.TempDir()
+	a := newKeeper(t, time.Second, 500*time.Millisecond, slower(3*time.Second), 60, false, false, dir)
+	good := newSpinner(t, audio, 40, -1)
+	a.watch(good)
+	a.tell("leave", Grant{})
+	time.Sleep(500 * time.Millisecond)
+	if !isWatchdog(a.dog) || !good.realtime() {
+		t.Fatal("it did not stay")
+	}
+	b := newKeeper(t, time.Second, 500*time.Millisecond, slower(3*time.Second), 60, false, false, dir)
+	if err := b.tell("watch", good.Grant); err != "" {
+		t.Fatal(err)
+	}
+	if isWatchdog(a.dog) || !isWatchdog(b.dog) {
+		t.Error("the one that was left has not ended")
+	}
+	time.Sleep(slower(4 * time.Second))
+	if !good.realtime() {
+		t.Error("the grant was taken back")
+	}
+}
+
+// jumping clocks are ahead of the kernel's.
+type jumping struct{ mono, boot time.Duration }
+
+func (j *jumping) now() (mono, boot time.Duration) {
+	mono, boot = kernelClocks{}.now()
+	return mono + j.mono, boot + j.boot
+}
+
+// Clocks that jump, as after suspend or in a machine that stood still, demote nobody,
+// not even one that is all but a hog; without a jump they demote who is one.
+func TestKernelWatchdogClocks(t *testing.T) {
+	harness.Require(t, "root")
+	for _, c := range []struct {
+		name string
+		how  string
+		jump jumping
+		want EventKind
+	}{
+		{"suspended", "70000 30000", jumping{boot: time.Hour}, 0},
+		{"stood still", "70000 30000", jumping{mono: time.Hour, boot: time.Hour}, 0},
+		{"no jump", hog, jumping{}, Demoted},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newSpinner(t, c.how, 20, 0)
+			var pipe [2]int
+			if err := unix.Pipe2(pipe[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+				t.Fatal(err)
+			}
+			canary, fd, err := newCanary()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer canary.Close()
+			scan, err := newScanner()
+			if err != nil {
+				t.Fatal(err)
+			}
+			task, _ := taskDir(os.Getpid())
+			at := &jumping{}
+			d := dog{clocks: at, parent: os.Getpid(), in: -1, out: pipe[1], canary: fd, scan: scan, task: task}
+			d.judge = judge{period: time.Second, slots: make([]slot, 0, maxWatched)}
+			d.threads, d.acts = make([]thread, 0, maxWatched), make([]act, 0, maxWatched+2)
+			now, boot := at.now()
+			d.judge.begin(now, boot)
+			d.watch(order{grant: s.Grant})
+			s.grant()
+			for i := range 30 {
+				now, _ = at.now()
+				time.Sleep(d.judge.due - now)
+				if i%10 == 9 {
+					at.mono += c.jump.mono
+					at.boot += c.jump.boot
+				}
+				d.look()
+				if !s.realtime() {
+					break
+				}
+			}
+			var b [reportSize]byte
+			var r report
+			if n, _ := unix.Read(pipe[0], b[:]); n == reportSize {
+				r.get(b[:])
+			}
+			if r.event.Kind != c.want || s.realtime() != (c.want == 0) {
+				t.Errorf("%+v; realtime: %v", r.event, s.realtime())
+			}
+			for _, fd := range []int{pipe[0], pipe[1], task, scan.root} {
+				unix.Close(fd)
+			}
+			for i := range d.threads {
+				d.threads[i].close()
+			}
+		})
+	}
+}
+
+// Where it cannot be realtime, nothing is granted, and it is said why.
+func TestKernelWatchdogNotRealtime(t *testing.T) {
+	harness.Require(t, "root")
+	t.Run("no right", func(t *testing.T) {
+		k := newKeeper(t, time.Second, time.Second, time.Second, 20, false, true, t.TempDir())
+		for _, verb := range []string{"ready", "watch"} {
+			if err := k.tell(verb, Grant{}); !strings.Contains(err, "sched_setscheduler(SCHED_FIFO, 99): operation not permitted") {
+				t.Errorf("%s: %q", verb, err)
+			}
+		}
+	})
+	t.Run("no budget", func(t *testing.T) {
+		cpu := harness.Find(t, "cpu")
+		tree := harness.NewTree(t)
+		tree.MakeIn("unfunded", 0, 0, cpu)
+		dir := t.TempDir()
+		// Where the tree is rooted there is runtime.
+		if err := os.Symlink(cpu.Mount, filepath.Join(dir, "cpu")); err != nil {
+			t.Fatal(err)
+		}
+		_, err := os.Stat(filepath.Join(tree.Dir(cpu, "unfunded"), "cpu.rt_runtime_us"))
+		budgets := err == nil // RT_GROUP_SCHED, and v1
+		for _, fund := range []bool{false, true} {
+			k := newKeeper(t, time.Second, time.Second, time.Second, 20, fund, false, dir)
+			if err := harness.Place(tree.Dir(cpu, "unfunded"), strconv.Itoa(k.cmd.Process.Pid)); err != nil {
+				t.Fatal(err)
+			}
+			said := k.tell("ready", Grant{})
+			if refused := said != ""; refused != (budgets && !fund) {
+				t.Errorf("budgets %v, funded %v: %q", budgets, fund, said)
+			}
+			_ = k.cmd.Process.Kill()
+			_ = k.cmd.Wait()
+			killWatchdog(k.dog)
+		}
+	})
+}
+
+// With NoCanary there is no process, and nothing is watched.
+func TestNoCanary(t *testing.T) {
+	s := New(Config{NoCanary: true})
+	if err := s.Ready(); err != nil {
+		t.Error(err)
+	}
+	if err := s.Watch(Grant{ID: 1, PID: 1, TID: 1}); err != nil {
+		t.Error(err)
+	}
+	s.Unwatch(1)
+	if s.proc != nil {
+		t.Error("a process was started")
+	}
+	s.Close(false)
+}
+
+// Threads that are gone, and grants that come and go.
+func TestKernelWatchdogGrants(t *testing.T) {
+	harness.Require(t, "root")
+	k := newKennel(t, Config{Linger: time.Second})
+	s := newSpinner(t, audio, 60, -1)
+	wrong := s.Grant
+	wrong.ID, wrong.Started = 7, wrong.Started+1
+	if err := k.Watch(wrong); err != nil {
+		t.Fatal(err)
+	}
+	if e := k.next(slower(time.Second)); e.Kind != Ended || e.ID != 7 {
+		t.Errorf("of another with its number: %+v", e)
+	}
+	pid := k.pid()
+	fds := func(pid int) int {
+		all, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	rounds := 20000
+	if harness.Emulated() {
+		rounds = 2000
+	}
+	k.watch(s)
+	k.Unwatch(s.ID)
+	theirs, ours := fds(pid), fds(os.Getpid())
+	for i := range rounds {
+		g := s.Grant
+		g.ID = uint64(1000 + i)
+		if err := k.Watch(g); err != nil {
+			t.Fatal(err)
+		}
+		if i%2 == 0 { // the others are replaced
+			k.Unwatch(g.ID)
+		} else if err := k.Watch(g); err != nil {
+			t.Fatal(err)
+		} else {
+			k.Unwatch(g.ID)
+		}
+	}
+	until(t, "as it was", slower(time.Second), func() bool { return fds(pid) == theirs })
+	if n := fds(os.Getpid()); n > ours {
+		t.Errorf("%d descriptors, %d before", n, ours)
+	}
+	if k.pid() != pid {
+		t.Error("another process was started")
+	}
+	if rss := status(t, pid, "VmRSS:"); rss > 8<<10 {
+		t.Errorf("it takes %d KB", rss)
+	}
+	k.quiet()
+	// A thread that ends, and one that gave up what it had.
+	k.watch(s)
+	s.end()
+	if e := k.next(slower(2 * time.Second)); e.Kind != Ended || e.ID != s.ID {
+		t.Errorf("%+v", e)
+	}
+	tired := newSpinner(t, hog, 20, 0)
+	k.watch(tired)
+	if err := unix.SchedSetAttr(int(tired.TID), &unix.SchedAttr{Size: unix.SizeofSchedAttr}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if e := k.next(slower(2 * time.Second)); e.Kind != Ended || e.ID != tired.ID {
+		t.Errorf("%+v", e)
+	}
+	// With nobody to watch it stays for a while only.
+	until(t, "ended", slower(3*time.Second), func() bool { return !isWatchdog(pid) })
+	if err := k.Ready(); err != nil {
+		t.Error(err)
+	}
+	if k.pid() == pid {
+		t.Error("it did not end")
+	}
+}
+
+// status returns a number of a process's status.
+func status(t testing.TB, pid int, name string) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, name); ok {
+			n, err := strconv.Atoi(strings.Fields(v)[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatalf("no %s", name)
+	return 0
+}
+
+// tasks returns the threads of a process.
+func tasks(t testing.TB, pid int) []string {
+	t.Helper()
+	all, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range all {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// What it costs: memory, and wake-ups of it and of the daemon together. All its
+// threads are realtime.
+func TestKernelWatchdogFigures(t *testing.T) {
+	harness.Require(t, "root")
+	k := newKeeper(t, 10*time.Second, 5*time.Second, time.Second, 120, false, false, t.TempDir())
+	k.watch(newSpinner(t, still, 120, -1))
+	for _, task := range tasks(t, k.dog) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/stat", k.dog, task))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, errno := parseStat(b); errno != 0 || st.policy != unix.SCHED_FIFO || st.priority != priority {
+			t.Errorf("thread %s: %+v, %v", task, st, errno)
+		}
+	}
+	rss, locked := status(t, k.dog, "VmRSS:"), status(t, k.dog, "VmLck:")
+	t.Logf("VmRSS %d KB (anonymous %d KB), VmLck %d KB, %d threads", rss, status(t, k.dog, "RssAnon:"), locked, len(tasks(t, k.dog)))
+	if rss > 8<<10 {
+		t.Errorf("it takes %d KB", rss)
+	}
+	if locked == 0 {
+		t.Error("nothing is locked")
+	}
+	if testing.Short() {
+		return
+	}
+	// A new thread is looked at more often for a period.
+	time.Sleep(15 * time.Second)
+	asleep := func(pid int) (n int) {
+		for _, task := range tasks(t, pid) {
+			tid, _ := strconv.Atoi(task)
+			n += status(t, tid, "voluntary_ctxt_switches:")
+		}
+		return n
+	}
+	theirs, ours := asleep(k.dog), asleep(k.cmd.Process.Pid)
+	time.Sleep(time.Minute)
+	theirs, ours = asleep(k.dog)-theirs, asleep(k.cmd.Process.Pid)-ours
+	t.Logf("wake-ups a minute: watchdog %d, daemon %d", theirs, ours)
+	if theirs+ours > 20 {
+		t.Errorf("%d wake-ups a minute", theirs+ours)
+	}
+	if theirs < 5 || ours < 5 {
+		t.Error("it does not look, or the canary does not sing")
+	}
 }

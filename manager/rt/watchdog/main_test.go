@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -32,6 +33,9 @@ func TestMain(m *testing.M) {
 	}
 	if how := os.Getenv(spinEnv); how != "" {
 		spin(how)
+	}
+	if how := os.Getenv(keepEnv); how != "" {
+		keep(how)
 	}
 	harness.Main(m)
 }
@@ -181,6 +185,184 @@ func (s *spinner) realtime() bool {
 func (s *spinner) end() {
 	_ = s.cmd.Process.Kill()
 	_ = s.cmd.Wait()
+}
+
+// keepEnv tells a process that it is a daemon of which there is nothing but a
+// Supervisor: "period cheep grace seconds fund drop dir", the first three in
+// milliseconds, then its life, whether it can fund, and whether it may not make
+// anything realtime.
+const keepEnv = "CGM_TEST_KEEP"
+
+// keep does what it is told on its standard input, and tells what happens.
+func keep(how string) {
+	var period, cheep, grace, seconds int
+	var fund, drop bool
+	var dir string
+	if _, err := fmt.Sscan(how, &period, &cheep, &grace, &seconds, &fund, &drop, &dir); err != nil {
+		panic(err)
+	}
+	must(dieIn(seconds))
+	if drop {
+		// The process comes from this thread.
+		runtime.LockOSThread()
+		must(unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_NICE, 0, 0, 0))
+	}
+	c := Config{
+		Period: time.Duration(period) * time.Millisecond, Cheep: time.Duration(cheep) * time.Millisecond,
+		Grace: time.Duration(grace) * time.Millisecond, Dir: dir, Log: logrus.New(),
+		Events: func(e Event) { fmt.Println("event", int(e.Kind), e.ID, int64(e.Used), int64(e.Window)) },
+	}
+	if fund {
+		c.Fund = func(pid int) error {
+			return os.WriteFile(filepath.Join(dir, "cpu", "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+		}
+	}
+	s := New(c)
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		var verb string
+		var g Grant
+		_, _ = fmt.Sscan(in.Text(), &verb, &g.ID, &g.PID, &g.TID, &g.Started, &g.Policy, &g.Priority, &g.Nice, &g.Share)
+		var err error
+		switch verb {
+		case "ready":
+			err = s.Ready()
+		case "watch":
+			err = s.Watch(g)
+		case "unwatch":
+			s.Unwatch(g.ID)
+		case "leave":
+			s.Close(true)
+		}
+		s.mu.Lock()
+		pid := 0
+		if s.proc != nil {
+			pid = s.proc.pid
+		}
+		s.mu.Unlock()
+		fmt.Println("done", pid, err)
+		if verb == "leave" {
+			os.Exit(0)
+		}
+	}
+	os.Exit(0)
+}
+
+// keeper is such a process.
+type keeper struct {
+	t    testing.TB
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	dog  int // the watchdog's pid, when it last said
+	done chan string
+	happ chan Event
+}
+
+// newKeeper starts one.
+func newKeeper(t testing.TB, period, cheep, grace time.Duration, seconds int, fund, drop bool, dir string) *keeper {
+	t.Helper()
+	k := &keeper{t: t, done: make(chan string, 10), happ: make(chan Event, 1000)}
+	k.cmd = exec.Command("/proc/self/exe")
+	k.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d %d %d %t %t %s", keepEnv,
+		period.Milliseconds(), cheep.Milliseconds(), grace.Milliseconds(), seconds, fund, drop, dir))
+	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	k.cmd.Stderr = os.Stderr
+	var err error
+	if k.in, err = k.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := k.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if rest, ok := strings.CutPrefix(lines.Text(), "done "); ok {
+				k.done <- rest
+				continue
+			}
+			var e Event
+			if _, err := fmt.Sscanf(lines.Text(), "event %d %d %d %d", &e.Kind, &e.ID, &e.Used, &e.Window); err == nil {
+				k.happ <- e
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		_ = k.cmd.Process.Kill()
+		_ = k.cmd.Wait()
+		if k.dog != 0 {
+			// It would end after the grace time.
+			killWatchdog(k.dog)
+		}
+	})
+	return k
+}
+
+// killWatchdog kills the process if it is one.
+func killWatchdog(pid int) {
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && string(b) == "cgm-watchdog\n" {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}
+
+// tell has it do something, and returns its error.
+func (k *keeper) tell(verb string, g Grant) string {
+	k.t.Helper()
+	fmt.Fprintln(k.in, verb, g.ID, g.PID, g.TID, g.Started, g.Policy, g.Priority, g.Nice, g.Share)
+	select {
+	case s := <-k.done:
+		pid, err, _ := strings.Cut(s, " ")
+		if n, _ := strconv.Atoi(pid); n != 0 {
+			k.dog = n
+		}
+		if err == "<nil>" {
+			return ""
+		}
+		return err
+	case <-time.After(30 * time.Second):
+		k.t.Fatal("no answer")
+		return ""
+	}
+}
+
+// watch watches spinners, grants, and has them begin.
+func (k *keeper) watch(spinners ...*spinner) {
+	k.t.Helper()
+	for _, s := range spinners {
+		if err := k.tell("watch", s.Grant); err != "" {
+			k.t.Fatal(err)
+		}
+	}
+	for _, s := range spinners {
+		s.grant()
+	}
+}
+
+// next waits for an event, and fails without one.
+func (k *keeper) next(within time.Duration) Event {
+	k.t.Helper()
+	select {
+	case e := <-k.happ:
+		return e
+	case <-time.After(within):
+		k.t.Fatalf("nothing happened for %v", within)
+		return Event{}
+	}
+}
+
+// until waits for something, and fails when it does not come to be.
+func until(t testing.TB, what string, within time.Duration, f func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for !f() {
+		if time.Since(began) > within {
+			t.Fatalf("not %s within %v", what, within)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return time.Since(began)
 }
 
 // lines is a log that a test reads.

@@ -41,7 +41,7 @@ func Main() int {
 	if st, errno := self(); errno != 0 || st.policy != unix.SCHED_FIFO || st.priority != priority {
 		return firstStage()
 	}
-	d := dog{clocks: kernelClocks{}, parent: os.Getppid(), in: ordersFD, out: reportsFD}
+	d := dog{clocks: kernelClocks{}, parent: os.Getppid(), in: ordersFD, out: reportsFD, canary: canaryFD}
 	if err := d.prepare(); err != nil {
 		var r *refusal
 		if errors.As(err, &r) {
@@ -111,6 +111,7 @@ type dog struct {
 	clocks clocks
 	in     int // orders come here
 	out    int // reports go there
+	canary int // an eventfd of the daemon's
 	parent int // the daemon
 
 	judge   judge
@@ -439,7 +440,7 @@ func (d *dog) look() {
 	v.starving = !v.sang && v.now-d.judge.sang >= d.judge.period && d.scan.wantsToRun(d.task)
 	if !d.judge.orphan && v.now-d.asked >= d.cheep {
 		d.asked = v.now
-		ask()
+		d.ask()
 	}
 	d.acts = d.judge.look(v, d.acts[:0])
 	for _, a := range d.acts {
@@ -449,9 +450,9 @@ func (d *dog) look() {
 
 // ask gives the daemon a reason to run. Go's poller has the other end of the eventfd,
 // and nobody reads it: each time one thread wakes for it, and no goroutine.
-func ask() {
+func (d *dog) ask() {
 	one := [8]byte{0: 1}
-	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, canaryFD, uintptr(unsafe.Pointer(&one)), 8)
+	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, uintptr(d.canary), uintptr(unsafe.Pointer(&one)), 8)
 }
 
 func (d *dog) do(a act) {

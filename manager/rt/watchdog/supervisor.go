@@ -225,9 +225,17 @@ func (s *Supervisor) attend(p *process) {
 	}
 	s.deaths++
 	n := s.deaths
-	s.config.Log.Warnf("realtime: the watchdog ended (%v)", p.status)
+	s.config.Log.Warnf("realtime: the watchdog ended (%s)", how(p.status))
 	s.mu.Unlock()
 	s.again(n)
+}
+
+// how says how a process ended.
+func how(status syscall.WaitStatus) string {
+	if status.Signaled() {
+		return unix.SignalName(status.Signal())
+	}
+	return fmt.Sprintf("status %d", status.ExitStatus())
 }
 
 // again starts the process once more for the threads that are granted something. If
@@ -513,6 +521,9 @@ func (p *process) beats(period time.Duration) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	beat, now := clock(cpuClock(p.pid)), clock(unix.CLOCK_MONOTONIC)
+	if beat == 0 {
+		return false // it is gone
+	}
 	if beat != p.beat {
 		p.beat, p.beatAt = beat, now
 		return true

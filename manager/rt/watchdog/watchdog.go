@@ -28,7 +28,7 @@ type Config struct {
 	// daemon is ended by the one that is started next.
 	Dir string
 	// Fund brings a new process, which the kernel refuses realtime in its cgroup,
-	// to where there is a budget for it. May be nil.
+	// to where there is a budget for it. It does not call the Supervisor. May be nil.
 	Fund func(pid int) error
 	// Grace is for how long the process watches on when the daemon is dead (0: 30 s),
 	// Linger for how long when there is nobody to watch (0: 10 s).
