@@ -90,7 +90,7 @@ func (c *Client) more() error {
 // that was sent.
 func (c *Client) Call(iface, member string, args ...any) ([]any, error) {
 	c.serial++
-	if err := c.send(encodeCall(c.serial, objectPath, iface, member, args)); err != nil {
+	if err := c.send(encodeCall(c.serial, objectOf(iface), iface, member, args)); err != nil {
 		return nil, err
 	}
 	for !complete(c.buf) {

@@ -198,15 +198,18 @@ func (c *Conn) Send(iface, member string, args ...any) error {
 			fds = append(fds, int(fd))
 		}
 	}
-	path := objectPath
-	if iface == RT {
-		path = rtPath
-	}
-	err := c.P.Send(c.fd, encodeCall(c.serial, path, iface, member, args), c.As, fds...)
+	err := c.P.Send(c.fd, encodeCall(c.serial, objectOf(iface), iface, member, args), c.As, fds...)
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		return ErrClosed
 	}
 	return err
+}
+
+func objectOf(iface string) string {
+	if iface == RT {
+		return rtPath
+	}
+	return objectPath
 }
 
 // AnswerTo waits, at another end of the same socket, for the reply to the last call
