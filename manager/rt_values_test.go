@@ -11,15 +11,13 @@ import (
 
 	"cgmanager/api"
 	"cgmanager/cgfs/cgtest"
+	"cgmanager/test/harness"
 )
 
 // What the kernel refuses about realtime runtime is told in words.
 func TestKernelRuntimeRefused(t *testing.T) {
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	harness.Require(t, "root", "rtgroup")
 	mount := cgtest.Mount(t, "cpu")
-	if _, err := os.Stat(filepath.Join(mount, "cpu.rt_runtime_us")); err != nil {
-		t.Skip("no RT_GROUP_SCHED: the kernel does not budget realtime")
-	}
 	m := newManager(t)
 	top := filepath.Join(mount, cgtest.Name(t))
 	for _, n := range []string{"", "a", "a/b", "c", "c/d"} {

@@ -39,8 +39,9 @@ func Main(m *testing.M) {
 
 // Require skips the test if this machine lacks one of the features: "root",
 // "v1", "v2", "unified" (a v2 that has the controllers, and no systemd), "userns",
-// "systemd" (as the first process), "vm" (a virtual machine, to install things
-// on), "cc", or the name of another program. A feature that the environment
+// "systemd" (as the first process), "rtgroup" (a kernel that budgets realtime by
+// cgroup), "sysresource" (CAP_SYS_RESOURCE), "vm" (a virtual machine, to install
+// things on), "cc", or the name of another program. A feature that the environment
 // variable CGM_REQUIRE lists (comma separated) must be there: its lack is a
 // failure. Programs must be there as soon as it lists anything, because .ci/deps
 // and test/vm/image install them.
@@ -61,7 +62,7 @@ func Require(t testing.TB, features ...string) {
 func required(feature string) bool {
 	list := os.Getenv("CGM_REQUIRE")
 	switch feature {
-	case "root", "v1", "v2", "unified", "userns", "systemd", "vm":
+	case "root", "v1", "v2", "unified", "userns", "systemd", "rtgroup", "sysresource", "vm":
 		return slices.Contains(strings.Split(list, ","), feature)
 	}
 	return list != ""
@@ -103,6 +104,23 @@ func missing(feature string) error {
 	case "systemd":
 		if b, err := os.ReadFile("/proc/1/comm"); err != nil || string(b) != "systemd\n" {
 			return fmt.Errorf("the first process is %q", b)
+		}
+		return nil
+	case "rtgroup":
+		for _, h := range Hierarchies() {
+			if _, err := os.Stat(filepath.Join(h.Mount, "cpu.rt_runtime_us")); err == nil {
+				return nil
+			}
+		}
+		return errors.New("no hierarchy has cpu.rt_runtime_us")
+	case "sysresource":
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var data [2]unix.CapUserData // of 32 capabilities each
+		if err := unix.Capget(&header, &data[0]); err != nil {
+			return err
+		}
+		if data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0 {
+			return errors.New("no CAP_SYS_RESOURCE")
 		}
 		return nil
 	case "vm":

@@ -16,6 +16,7 @@ import (
 	"cgmanager/cgfs/cgtest"
 	"cgmanager/manager/rt/budget"
 	"cgmanager/privcheck"
+	"cgmanager/test/harness"
 )
 
 // allowed is what host root is allowed.
@@ -55,11 +56,8 @@ type tree struct {
 // second.
 func plant(t *testing.T, runtime string, names ...string) *tree {
 	t.Helper()
-	cgtest.Require(t, cgtest.Root, cgtest.V1)
+	harness.Require(t, "root", "rtgroup")
 	mount := cgtest.Mount(t, "cpu")
-	if _, err := os.Stat(filepath.Join(mount, "cpu.rt_runtime_us")); err != nil {
-		t.Skip("no RT_GROUP_SCHED: the kernel does not budget realtime")
-	}
 	name := cgtest.Name(t)
 	tr := &tree{t: t, top: "/" + name, path: filepath.Join(mount, name)}
 	for _, n := range append([]string{""}, names...) {

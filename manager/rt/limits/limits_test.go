@@ -34,25 +34,6 @@ var audio = policy.Limits{RTPrio: new(uint64(10)), Nice: new(-11), MemLock: new(
 
 const rttime = 200000
 
-// capable skips the test where the kernel lets nobody set others' limits.
-func capable(t *testing.T) {
-	t.Helper()
-	harness.Require(t, "root", "userns")
-	b, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, line, _ := strings.Cut(string(b), "CapEff:")
-	line, _, _ = strings.Cut(line, "\n")
-	caps, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if caps&(1<<unix.CAP_SYS_RESOURCE) == 0 {
-		t.Skip("needs CAP_SYS_RESOURCE")
-	}
-}
-
 // grants makes Grants on a state directory. granted are threads that hold a grant
 // of their own.
 func grants(t *testing.T, state string, granted ...int) *limits.Grants {
@@ -222,7 +203,7 @@ func noMemory(t *testing.T, p *harness.Proc) {
 // A process that runs is given limits and uses them by itself; revoked, it cannot
 // any more.
 func TestKernelGiveAndRevoke(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	c := container(t)
 	for name, p := range map[string]*harness.Proc{
 		"a user of the host":    harness.Start(t, harness.Spec{UID: 61000, GID: 61000}),
@@ -280,7 +261,7 @@ func TestKernelGiveAndRevoke(t *testing.T) {
 // Whoever descends from the process loses it all as well, whatever it has done to
 // get away; whoever does not keeps what it has.
 func TestKernelRevokeDescendants(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	g := grants(t, t.TempDir())
 	c := container(t)
 	p := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
@@ -295,6 +276,11 @@ func TestKernelRevokeDescendants(t *testing.T) {
 	below := child.Spawn(harness.Spec{UserNS: true, KeepIDs: true})
 	for _, q := range []*harness.Proc{child, grandchild, below} {
 		run(t, q, beFIFO, 9, nil)
+	}
+	// The host's root has taken the mark from this one: its parent tells.
+	unmarked := p.Spawn(harness.Spec{KeepIDs: true})
+	if err := unix.Prlimit(unmarked.HostPID, unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}, nil); err != nil {
+		t.Fatal(err)
 	}
 	// A chain of parents leads to none of these.
 	out, code := p.Exec(nil, "/bin/sh", "-c", `exec >/dev/null 2>&1
@@ -331,7 +317,7 @@ func TestKernelRevokeDescendants(t *testing.T) {
 	}
 
 	revoke(t, g, p.HostPID)
-	for name, pid := range map[string]int{"itself": p.HostPID, "a child": child.HostPID, "a grandchild": grandchild.HostPID, "one in a namespace below": below.HostPID, "an orphan": orphans["70001"], "one of another session": orphans["70002"], "one made earlier": earlier.HostPID} {
+	for name, pid := range map[string]int{"itself": p.HostPID, "a child": child.HostPID, "a grandchild": grandchild.HostPID, "one without the mark": unmarked.HostPID, "one in a namespace below": below.HostPID, "an orphan": orphans["70001"], "one of another session": orphans["70002"], "one made earlier": earlier.HostPID} {
 		if l := limitsOf(t, pid); !maps.Equal(l, had) {
 			t.Errorf("%s: %v, want %v", name, l, had)
 		}
@@ -362,7 +348,7 @@ func TestKernelRevokeDescendants(t *testing.T) {
 
 // Processes that fork and end, one after the other, are caught.
 func TestKernelRevokeRunaway(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	g := grants(t, t.TempDir())
 	c := container(t)
 	p := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
@@ -383,7 +369,7 @@ func TestKernelRevokeRunaway(t *testing.T) {
 
 // On the host an orphan of another user is somebody else's.
 func TestKernelRevokeOnTheHost(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	g := grants(t, t.TempDir())
 	p := harness.Start(t, harness.Spec{UID: 61000, GID: 61000})
 	give(t, g, p)
@@ -413,7 +399,7 @@ func TestKernelRevokeOnTheHost(t *testing.T) {
 // A thread with a grant of its own keeps that, and processes with limits of their
 // own keep those, with what descends from them.
 func TestKernelRevokeSparesOtherGrants(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	c := container(t)
 	p := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
 	g := grants(t, t.TempDir())
@@ -459,7 +445,7 @@ func TestKernelRevokeSparesOtherGrants(t *testing.T) {
 
 // One that has the limits and is not in the container is told of, and not touched.
 func TestKernelRevokeUnreached(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	g := grants(t, t.TempDir())
 	c := container(t)
 	got := give(t, g, c)
@@ -485,7 +471,7 @@ func TestKernelRevokeUnreached(t *testing.T) {
 // The next daemon takes back what this one gave, also where only a descendant is
 // left.
 func TestKernelLimitsOfAnEarlierDaemon(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	state := t.TempDir()
 	c := container(t)
 	p := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
@@ -527,7 +513,7 @@ func TestKernelLimitsOfAnEarlierDaemon(t *testing.T) {
 
 // A grant that nobody has any more is forgotten.
 func TestKernelLimitsForgotten(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	state := t.TempDir()
 	g := grants(t, state)
 	c := container(t)
@@ -544,7 +530,7 @@ func TestKernelLimitsForgotten(t *testing.T) {
 
 // What a process has is never lowered, but for the time.
 func TestKernelGiveRaises(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	g := grants(t, t.TempDir())
 	p := harness.Start(t, harness.Spec{UID: 61000, GID: 61000})
 	for number, l := range map[int]unix.Rlimit{
@@ -582,7 +568,7 @@ func TestKernelGiveRaises(t *testing.T) {
 
 // What cannot be given changes nothing, and says why.
 func TestKernelGiveRefused(t *testing.T) {
-	capable(t)
+	harness.Require(t, "root", "userns", "sysresource")
 	g := grants(t, t.TempDir())
 	p := harness.Start(t, harness.Spec{UID: 61000, GID: 61000})
 	had := limitsOf(t, p.HostPID)
@@ -618,6 +604,55 @@ func TestKernelGiveRefused(t *testing.T) {
 	}
 	if c := abilities(t, p); c != (can{true, true, true}) {
 		t.Errorf("with the limits: %+v", c)
+	}
+}
+
+// A note of another boot says nothing, and one that cannot be understood stops the
+// daemon.
+func TestFile(t *testing.T) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := identity.NewHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	started, err := open(t, os.Getpid()).Started() // it must not have ended
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry := `{"PID":` + strconv.Itoa(os.Getpid()) + `,"Started":"` + started + `","Mark":199999,"Old":{"14":{"Cur":0,"Max":0}},"Given":{"14":{"Cur":10,"Max":18446744073709551615}}}`
+	for _, tc := range []struct {
+		name, content string
+		entries       int
+		ok            bool
+	}{
+		{"none", `{"Boot":"BOOT","Entries":[]}`, 0, true},
+		{"one", `{"Boot":"BOOT","Entries":[` + entry + `]}`, 1, true},
+		{"another boot", `{"Boot":"x","Entries":[` + entry + `]}`, 0, true},
+		{"cut", `{"Boot":"BOOT","Entries":[` + entry, 0, false},
+		{"empty", ``, 0, false},
+		{"null", `{"Boot":"BOOT","Entries":[null]}`, 0, false},
+		{"no pid", `{"Boot":"BOOT","Entries":[{}]}`, 0, false},
+		{"less than was given", `{"Boot":"BOOT","Entries":[` + strings.Replace(entry, `"Old":{"14":{"Cur":0,"Max":0}}`, `"Old":{}`, 1) + `]}`, 0, false},
+	} {
+		state := t.TempDir()
+		content := strings.ReplaceAll(tc.content, "BOOT", strings.TrimSpace(string(boot)))
+		if err := os.WriteFile(filepath.Join(state, "limits"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		g, err := limits.New(state, h, func(int32, int32) bool { return false })
+		if (err == nil) != tc.ok {
+			t.Errorf("%s: %v", tc.name, err)
+			continue
+		}
+		if err == nil && tc.name == "one" && !maps.Equal(g.List()[0].Limits, map[string]string{"rtprio": "unlimited"}) {
+			t.Errorf("%s: %+v", tc.name, g.List())
+		}
+		if err == nil && len(g.List()) != tc.entries {
+			t.Errorf("%s: %+v", tc.name, g.List())
+		}
 	}
 }
 
