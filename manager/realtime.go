@@ -279,9 +279,7 @@ func (c *call) grant(w rt.Want, subject string, openProcess, openThread func(*gr
 	}
 	order := &rt.Order{Reservation: place, Thread: g.thread, To: to, Share: a.Share, UID: r.cred.UID}
 	if s.Budgets() {
-		if order.Top, err = c.top10(); err != nil {
-			return fail(err)
-		}
+		order.Top = c.lender()
 	}
 	var last privcheck.Decision
 	order.Verify = func() (privcheck.Decision, error) {
@@ -485,28 +483,30 @@ func (c *call) realtimeFacts(p *identity.Process) (func(who *party) privcheck.Re
 	return func(who *party) privcheck.RealtimeTask { return tasks[who] }, nil
 }
 
-// top10 returns the cgroup up to which realtime runtime may be taken for the
-// requestor: the host's root for one of the host, and for one of a container the
-// cgroup of the container's first process, if the requestor's is in or below that.
-func (c *call) top10() (string, error) {
+// lender returns the cgroup from which, and from those below it, realtime runtime may
+// be taken for the requestor: the host's root for one of the host, and for one of a
+// container the cgroup of the container's first process, if the requestor's is in or
+// below that. It is "" for a container that has no cgroup of its own: its threads have
+// runtime where they are, or get none.
+func (c *call) lender() string {
 	cpu, ok := c.m.set.ByController("cpu")
 	if !ok {
-		return "", nil
+		return ""
 	}
 	r := c.r()
 	if !r.r.Outside() {
-		return "/", nil
+		return "/"
 	}
 	own := r.own(cpu)
+	if own == "/" {
+		return ""
+	}
 	if first, ok := c.m.host.HostPID(r.proc, 1); ok {
-		if at := c.cgroupOfFirst(first, cpu); privcheck.Below(at, own) && at != "/" {
-			own = at
+		if at := c.cgroupOfFirst(first, cpu); at != "/" && privcheck.Below(at, own) {
+			return at
 		}
 	}
-	if own == "/" || own == "" {
-		return "", api.Errorf(api.Denied, "you are in no cgroup of your own in the hierarchy of the cpu controller, from which realtime runtime could be taken")
-	}
-	return own, nil
+	return own
 }
 
 // cgroupOfFirst returns where the first process of the requestor's pid namespace

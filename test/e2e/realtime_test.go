@@ -534,3 +534,201 @@ func TestKernelRealtimeExit(t *testing.T) {
 		t.Errorf("cgroups after Exit: %v", err)
 	}
 }
+
+// hog starts a thread that waits until the file named exists, and then takes a CPU
+// for itself, for at most as long as it is realtime and four seconds. The short
+// sleeps are what RLIMIT_RTTIME begins to count anew with.
+var hog = harness.Inside("hog", func(begin string) (int, error) {
+	tid := make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		tid <- unix.Gettid()
+		for {
+			time.Sleep(5 * time.Millisecond)
+			if _, err := os.Lstat(begin); err == nil {
+				break
+			}
+		}
+		for end := time.Now().Add(4 * time.Second); time.Now().Before(end); {
+			for pause := time.Now().Add(50 * time.Millisecond); time.Now().Before(pause); {
+			}
+			attr, err := unix.SchedGetAttr(0, 0)
+			if err != nil || attr.Policy == unix.SCHED_NORMAL {
+				break
+			}
+			rest := unix.Timespec{Nsec: 500_000}
+			_ = unix.Nanosleep(&rest, nil)
+		}
+		select {}
+	}()
+	return <-tid, nil
+})
+
+// Row 1: whose thread took a CPU for itself is refused for a while, before its
+// arguments are looked at. Others are not.
+func TestKernelRealtimeHog(t *testing.T) {
+	w := newRealtimeWorld(t, "--canary-cheep-msec=300", "--canary-watchdog-msec=1000", "--canary-refuse-sec=4")
+	p, q := w.user(1000), w.user(1001)
+	c, cq := p.MustDial(w.sock), q.MustDial(w.sock)
+	begin := w.dir + "/begin"
+	var bad uint64
+	if err := p.Run(hog, begin, &bad); err != nil {
+		t.Fatal(err)
+	}
+	good := w.threads(p, 1)[0]
+	for _, tid := range []uint64{bad, good} {
+		values, err := c.RT("MakeThreadRealtime", tid, uint32(1))
+		w.answers("grant", rtGranted, values, err)
+	}
+	if err := os.WriteFile(begin, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.becomes(p, bad, "other 0")
+	w.is(p, good, "rr 1 reset")
+	eventually(t, "the daemon knows", func() bool { return strings.Contains(w.log(), "it took more of a CPU than it may") })
+	refused := time.Now()
+	values, err := c.RT("MakeThreadRealtime", good, uint32(1))
+	w.answers("1: refused for now", rtDenied, values, err)
+	values, err = c.RT("MakeThreadRealtime", "no thread")
+	w.answers("1 before 2", rtDenied, values, err)
+	values, err = cq.RT("MakeThreadRealtime", uint64(0), uint32(1))
+	w.answers("1: another user", rtGranted, values, err)
+	var de *harness.DBusError
+	if _, err := c.V1("Grant", uint32(good), "rr", int32(1)); !errors.As(err, &de) || !strings.Contains(de.Text, "recovering from a lockup") {
+		t.Errorf("Grant, refused for now: %v", err)
+	}
+	eventually(t, "it is not refused any more", func() bool {
+		_, err := c.RT("MakeThreadRealtime", good, uint32(2))
+		return err == nil
+	})
+	if d := time.Since(refused); d < 2*time.Second {
+		t.Errorf("it was refused for %v, want 4 s", d)
+	}
+}
+
+// Row 18: in a cgroup without realtime runtime the kernel would refuse. For a process
+// of the host it is taken from the cgroups above, and given back; a container has
+// none to take from.
+func TestKernelRealtimeBudget(t *testing.T) {
+	harness.Require(t, "root", "v1")
+	top := cgtest.Mount(t, "cpu")
+	if _, err := os.Lstat(top + "/cpu.rt_runtime_us"); err != nil {
+		t.Skip("this kernel does not budget realtime")
+	}
+	dir := filepath.Join(top, cgtest.Name(t))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		eventually(t, "the cgroup is empty", func() bool { return os.Remove(dir) == nil })
+	})
+	runtime := func(want string) {
+		t.Helper()
+		if b, err := os.ReadFile(dir + "/cpu.rt_runtime_us"); err != nil || string(b) != want+"\n" {
+			t.Errorf("the cgroup's runtime is %q, %v; want %s", b, err, want)
+		}
+	}
+	w := newRealtimeWorld(t)
+	enter := func(p *harness.Proc) {
+		t.Helper()
+		if err := os.WriteFile(dir+"/cgroup.procs", fmt.Append(nil, p.HostPID), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	inside := harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, MapFrom: 100000, MapSize: 65536})
+	w.limit(inside, 200000)
+	enter(inside)
+	ci := inside.MustDial(w.sock)
+	values, err := ci.RT("MakeThreadRealtime", uint64(1), uint32(1))
+	w.answers("18: no runtime in the container", rtDenied, values, err)
+	var de *harness.DBusError
+	if _, err := ci.V1("Grant", uint32(1), "rr", int32(1)); !errors.As(err, &de) || !strings.Contains(de.Text, "runtime") {
+		t.Errorf("Grant without runtime: %v", err)
+	}
+	runtime("0")
+	p := w.user(1000)
+	enter(p)
+	c := p.MustDial(w.sock)
+	values, err = c.RT("MakeThreadRealtime", uint64(0), uint32(1))
+	w.answers("a user of the host", rtGranted, values, err)
+	w.is(p, uint64(p.PID), "rr 1 reset")
+	runtime("100000")
+	if _, err := c.V1("Revoke", uint32(p.PID)); err != nil {
+		t.Error(err)
+	}
+	w.is(p, uint64(p.PID), "other 0")
+	runtime("0")
+
+	// After a crash the loan is still the thread's, and given back in the end.
+	values, err = c.RT("MakeThreadRealtime", uint64(0), uint32(1))
+	w.answers("again", rtGranted, values, err)
+	if err := unix.Kill(w.d.pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w.d.wait(time.Second)
+	runtime("100000")
+	w.d = w.start()
+	w.is(p, uint64(p.PID), "rr 1 reset")
+	runtime("100000")
+	w.d.terminate()
+	w.is(p, uint64(p.PID), "other 0")
+	runtime("0")
+	inside.Stop()
+	p.Stop()
+}
+
+// Who lists sees what it may have to do with, by its own numbers, and so it revokes.
+func TestKernelRealtimeList(t *testing.T) {
+	harness.Require(t, "root", "userns")
+	w := newRealtimeWorld(t)
+	root := harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, MapFrom: 100000, MapSize: 65536})
+	user := root.Spawn(harness.Spec{UID: 1000, GID: 1000})
+	same := harness.Start(t, harness.Spec{UID: 101000, GID: 101000})
+	w.limit(user, 200000)
+	c, cr := user.MustDial(w.sock), root.MustDial(w.sock)
+	tid := w.threads(user, 1)[0]
+	values, err := c.RT("MakeThreadRealtime", tid, uint32(4))
+	w.answers("its own thread", rtGranted, values, err)
+	values, err = cr.RT("MakeThreadHighPriorityWithPID", uint64(user.PID), uint64(0), int32(-5))
+	w.answers("root of the container, for a user's process", rtGranted, values, err)
+	list := func(c *harness.Conn, want ...[]any) {
+		t.Helper()
+		values, err := c.V1("ListGrants")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, _ := values[0].([][]any)
+		ok := len(got) == len(want)
+		for i := 0; ok && i < len(got); i++ {
+			ok = fmt.Sprint(got[i][:5]) == fmt.Sprint(want[i]) && got[i][7] == "granted"
+		}
+		if !ok {
+			t.Errorf("listed %v, want %v", got, want)
+		}
+	}
+	here := hostTID(t, user, tid)
+	inside := [][]any{{user.PID, tid, 1000, "rr", 4}, {user.PID, user.PID, 1000, "other", -5}}
+	outside := [][]any{{user.HostPID, here, 101000, "rr", 4}, {user.HostPID, user.HostPID, 101000, "other", -5}}
+	list(cr, inside...)
+	list(c, inside...)
+	list(w.p.MustDial(w.sock), outside...)
+	list(same.MustDial(w.sock), outside...) // the same user of the host's, around the container
+	list(w.user(1000).MustDial(w.sock))
+
+	refused := func(what string, err error, name string) {
+		t.Helper()
+		var de *harness.DBusError
+		if !errors.As(err, &de) || de.Name != "org.freedesktop.DBus.Error."+name {
+			t.Errorf("%s: %v, want %s", what, err, name)
+		}
+	}
+	refused("Revoke by another user", second(w.user(1000).MustDial(w.sock).V1("Revoke", uint32(here))), "AccessDenied")
+	if _, err := c.V1("Revoke", uint32(tid)); err != nil {
+		t.Error(err)
+	}
+	w.is(user, tid, "other 0")
+	w.is(user, uint64(user.PID), "other -5 reset")
+	refused("Revoke once more", second(c.V1("Revoke", uint32(tid))), "FileNotFound")
+	refused("Revoke by the host's number", second(c.V1("Revoke", uint32(here))), "FileNotFound")
+	refused("a policy that there is not", second(c.V1("Grant", uint32(tid), "deadline", int32(1))), "InvalidArgs")
+}
