@@ -55,6 +55,8 @@ func StartDaemon(t testing.TB, args ...string) *Daemon {
 		"--log-level", "debug",
 	}, args...)
 	d.cmd = exec.Command(bin, args...)
+	// The machine's own polkit is not asked, nor its bus held, unless the test says so.
+	d.cmd.Env = append([]string{"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent"}, os.Environ()...)
 	d.cmd.Stdout, d.cmd.Stderr = log, log
 	d.cmd.SysProcAttr = deathsig()
 	if err := onSpawner(d.cmd.Start); err != nil {
