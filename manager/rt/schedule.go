@@ -2,7 +2,6 @@ package rt
 
 import (
 	"fmt"
-	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -82,50 +81,4 @@ func reset(t *identity.Thread) (done bool, err error) {
 	}
 	err = ordinary(t.TID())
 	return err == nil, err
-}
-
-// resetAll makes every realtime thread of the host SCHED_OTHER at nice 0, but those
-// of the first process, of the processes spared, and, unless root is set, of
-// root's. Other policies than SCHED_RR and SCHED_FIFO stay. It returns how many.
-func resetAll(root bool, spared ...int32) (int, error) {
-	pids, err := identity.Processes()
-	if err != nil {
-		return 0, err
-	}
-	n := 0
-	for _, pid := range pids {
-		if pid == 1 || slices.Contains(spared, pid) {
-			continue
-		}
-		n += resetProcess(pid, root)
-	}
-	return n, nil
-}
-
-// resetProcess does that for a process. One that ends meanwhile needs it no more.
-func resetProcess(pid int32, root bool) (n int) {
-	t, err := identity.OpenTask(pid)
-	if err != nil {
-		return 0
-	}
-	defer t.Close()
-	st, err := t.Status()
-	if err != nil || !root && st.UIDs[1] == 0 {
-		return 0
-	}
-	tids, err := t.Threads()
-	if err != nil {
-		return 0
-	}
-	for _, tid := range tids {
-		th, err := t.Process.Thread(tid)
-		if err != nil {
-			continue
-		}
-		if now, err := th.Scheduling(); err == nil && realtime(now.Policy) && ordinary(tid) == nil {
-			n++
-		}
-		th.Close()
-	}
-	return n
 }

@@ -536,7 +536,7 @@ func (s *Service) ResetAll() (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.revokeLocked(s.List())
-	more, err := resetAll(s.Watchdog.DemoteRoot, int32(unix.Getpid()))
+	more, err := s.watchdog.DemoteUnknown()
 	return n + more, err
 }
 

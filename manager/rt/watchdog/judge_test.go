@@ -100,22 +100,34 @@ func TestJudge(t *testing.T) {
 		end  time.Duration
 		want []string
 	}{
-		{"busy from the beginning", func() *play { return newPlay(steady(1, 0)) }, 60 * second,
-			[]string{"9s demoted 0"}},
+		{
+			"busy from the beginning", func() *play { return newPlay(steady(1, 0)) }, 60 * second,
+			[]string{"9s demoted 0"},
+		},
 		{"like sound", func() *play { return newPlay(steady(0.2, 0)) }, 600 * second, nil},
 		{"just not too much", func() *play { return newPlay(steady(0.79, 0)) }, 600 * second, nil},
-		{"just too much", func() *play { return newPlay(steady(0.82, 0)) }, 600 * second,
-			[]string{"10s demoted 0"}},
-		{"one of two", func() *play { return newPlay(steady(0.2, 0), steady(0.99, 0)) }, 60 * second,
-			[]string{"9s demoted 1"}},
+		{
+			"just too much", func() *play { return newPlay(steady(0.82, 0)) }, 600 * second,
+			[]string{"10s demoted 0"},
+		},
+		{
+			"one of two", func() *play { return newPlay(steady(0.2, 0), steady(0.99, 0)) }, 60 * second,
+			[]string{"9s demoted 1"},
+		},
 		// Idle threads are looked at every 10 s from 10 s on. Who begins in between is
 		// found within 10 s all the same.
-		{"late, just after a look", func() *play { return newPlay(steady(1, 20*second)) }, 60 * second,
-			[]string{"30s demoted 0"}},
-		{"late, between", func() *play { return newPlay(steady(1, 25*second)) }, 60 * second,
-			[]string{"34s demoted 0"}},
-		{"late, just before a look", func() *play { return newPlay(steady(1, 29*second)) }, 60 * second,
-			[]string{"38s demoted 0"}},
+		{
+			"late, just after a look", func() *play { return newPlay(steady(1, 20*second)) }, 60 * second,
+			[]string{"30s demoted 0"},
+		},
+		{
+			"late, between", func() *play { return newPlay(steady(1, 25*second)) }, 60 * second,
+			[]string{"34s demoted 0"},
+		},
+		{
+			"late, just before a look", func() *play { return newPlay(steady(1, 29*second)) }, 60 * second,
+			[]string{"38s demoted 0"},
+		},
 		{"a burst is not too much", func() *play {
 			return newPlay(func(at time.Duration) float64 {
 				return steady(1, 21*second)(at) - steady(1, 28*second)(at)

@@ -533,7 +533,7 @@ func tasks(t testing.TB, pid int) []string {
 }
 
 // What it costs: memory, and wake-ups of it and of the daemon together. All its
-// threads are realtime.
+// threads are realtime, and all its descriptors its own.
 func TestKernelWatchdogFigures(t *testing.T) {
 	harness.Require(t, "root")
 	k := newKeeper(t, 10*time.Second, 5*time.Second, time.Second, 120, false, false, t.TempDir())
@@ -545,6 +545,16 @@ func TestKernelWatchdogFigures(t *testing.T) {
 		}
 		if st, errno := parseStat(b); errno != 0 || st.policy != unix.SCHED_FIFO || st.priority != priority {
 			t.Errorf("thread %s: %+v, %v", task, st, errno)
+		}
+	}
+	dir := fmt.Sprintf("/proc/%d/fd", k.dog)
+	fds, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range fds {
+		if link, _ := os.Readlink(filepath.Join(dir, e.Name())); link == "/proc/version" {
+			t.Errorf("descriptor %s is not its own", e.Name())
 		}
 	}
 	rss, locked := status(t, k.dog, "VmRSS:"), status(t, k.dog, "VmLck:")
@@ -576,5 +586,57 @@ func TestKernelWatchdogFigures(t *testing.T) {
 	}
 	if theirs < 5 || ours < 5 {
 		t.Error("it does not look, or the canary does not sing")
+	}
+}
+
+// Hogs that nobody told the watchdog of leave nothing to anybody, not even the 5 %
+// that the kernel keeps otherwise. The canary starves; they lose realtime, not those
+// of root; and who was granted it has it again when the canary sings.
+func TestKernelWatchdogStarving(t *testing.T) {
+	harness.Require(t, "root", "vm")
+	const limit = "/proc/sys/kernel/sched_rt_runtime_us"
+	before, err := os.ReadFile(limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := newKennel(t, Config{DemoteUnknown: true})
+	good, roots := newSpinner(t, audio, 120, 0), newSpinner(t, still, 120, 0)
+	k.watch(good)
+	roots.grant()
+	var bad []*spinner
+	for cpu := range runtime.NumCPU() {
+		bad = append(bad, spinnerOf(t, 1000, rough, 40, cpu))
+	}
+	if err := os.WriteFile(limit, []byte("-1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(limit, before, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	for _, s := range bad {
+		s.begin() // they compute, and wait for no CPU when they are given it
+	}
+	began := time.Now()
+	for _, s := range bad {
+		s.grant()
+	}
+	var kinds []EventKind
+	for len(kinds) == 0 || kinds[len(kinds)-1] != Restored {
+		e := k.next(30 * time.Second)
+		kinds = append(kinds, e.Kind)
+		t.Logf("after %v: %+v", time.Since(began), e)
+	}
+	if kinds[0] != Starving || kinds[1] != Starved {
+		t.Errorf("%v", kinds)
+	}
+	for _, s := range bad {
+		if s.realtime() {
+			t.Error("a hog is realtime")
+		}
+	}
+	if !roots.realtime() || !good.realtime() {
+		t.Error("others were demoted for good")
 	}
 }

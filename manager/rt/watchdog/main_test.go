@@ -24,7 +24,8 @@ import (
 )
 
 // spinEnv tells a process that it is a thread to watch: "busy idle seconds cpu", how
-// long in microseconds it computes and sleeps by turns, its life, and where.
+// long in microseconds it computes and sleeps by turns (0: it never does, and no
+// RLIMIT_RTTIME bounds it), its life, and where.
 const spinEnv = "CGM_TEST_SPIN"
 
 func TestMain(m *testing.M) {
@@ -49,7 +50,9 @@ func spin(how string) {
 	debug.SetGCPercent(-1)
 	runtime.LockOSThread()
 	must(dieIn(seconds))
-	must(unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 200_000, Max: 200_000}))
+	if rest > 0 {
+		must(unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 200_000, Max: 200_000}))
+	}
 	if cpu >= 0 {
 		var set unix.CPUSet
 		set.Set(cpu)
@@ -62,7 +65,9 @@ func spin(how string) {
 	for {
 		for end := time.Now().Add(time.Duration(busy) * time.Microsecond); time.Now().Before(end); {
 		}
-		_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pause)), 0, 0)
+		if rest > 0 {
+			_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pause)), 0, 0)
+		}
 	}
 }
 
@@ -103,15 +108,22 @@ const (
 	hog   = "50000 500" // it never uses up RLIMIT_RTTIME
 	audio = "2000 8000"
 	still = "0 1000000"
+	rough = "1000000 0"
 )
 
 // newSpinner starts one on a CPU (-1: any), that lives for a few seconds and does
 // nothing until it is told to.
 func newSpinner(t testing.TB, how string, seconds, cpu int) *spinner {
 	t.Helper()
+	return spinnerOf(t, 0, how, seconds, cpu)
+}
+
+// spinnerOf starts one of another user's.
+func spinnerOf(t testing.TB, uid uint32, how string, seconds, cpu int) *spinner {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1", fmt.Sprintf("%s=%s %d %d", spinEnv, how, seconds, cpu))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -266,7 +278,16 @@ func newKeeper(t testing.TB, period, cheep, grace time.Duration, seconds int, fu
 		period.Milliseconds(), cheep.Milliseconds(), grace.Milliseconds(), seconds, fund, drop, dir))
 	k.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	k.cmd.Stderr = os.Stderr
+	// Descriptors that whoever started the daemon has left it with.
 	var err error
+	for range 4 {
+		f, err := os.Open("/proc/version")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		k.cmd.ExtraFiles = append(k.cmd.ExtraFiles, f)
+	}
 	if k.in, err = k.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,8 @@ package watchdog
 
 import (
 	"bytes"
+	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"unsafe"
@@ -125,10 +127,12 @@ type scanner struct {
 func newScanner() (*scanner, error) {
 	root, err := unix.Open("/proc", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, os.NewSyscallError("open /proc", err)
 	}
 	return &scanner{root: root, outer: make([]byte, 8<<10), buf: make([]byte, 8<<10)}, nil
 }
+
+func (s *scanner) close() { _ = unix.Close(s.root) }
 
 // wantsToRun reports whether a thread of the process in whose directory task is
 // would run if it were given a CPU, or runs.
@@ -159,7 +163,7 @@ func (s *scanner) threads(task int, f func(dir, tid int, st stat) bool) {
 func (s *scanner) demoteAll(root bool, except ...int) int {
 	n := 0
 	numbers(s.root, s.outer, func(name []byte, pid int) bool {
-		if pid == 1 || contains(except, pid) {
+		if pid == 1 || slices.Contains(except, pid) {
 			return true
 		}
 		n += s.demoteProcess(name, root)
@@ -196,15 +200,6 @@ func (s *scanner) demoteProcess(name []byte, root bool) int {
 		return true
 	})
 	return n
-}
-
-func contains(pids []int, pid int) bool {
-	for _, p := range pids {
-		if p == pid {
-			return true
-		}
-	}
-	return false
 }
 
 // taskDir opens the directory of a process's threads.

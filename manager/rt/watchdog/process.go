@@ -43,8 +43,7 @@ func Main() int {
 	}
 	d := dog{clocks: kernelClocks{}, parent: os.Getppid(), in: ordersFD, out: reportsFD, canary: canaryFD}
 	if err := d.prepare(); err != nil {
-		var r *refusal
-		if errors.As(err, &r) {
+		if r, ok := errors.AsType[*refusal](err); ok {
 			d.report(report{event: Event{Kind: refused}, op: r.op, errno: r.errno})
 		}
 		return 1
@@ -86,7 +85,9 @@ func self() (stat, unix.Errno) {
 func firstStage() int {
 	runtime.LockOSThread()
 	d := dog{in: ordersFD, out: reportsFD}
-	_ = unix.CloseRange(canaryFD+1, ^uint(0)>>32, 0)
+	// What the daemon was left with by whoever started it. Not before exec: there is
+	// the runtime's own among it.
+	_ = unix.CloseRange(canaryFD+1, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC)
 	// Huge pages would lock 2 MB for a byte.
 	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
 	for {
@@ -457,11 +458,11 @@ func (d *dog) ask() {
 
 func (d *dog) do(a act) {
 	e := Event{Kind: a.kind, Used: a.used, Window: a.window}
-	switch a.kind {
-	case Starving:
+	if a.kind == Starving {
 		d.report(report{event: e})
 		return
-	case unknown:
+	}
+	if a.kind == unknown {
 		if d.flags&demoteUnknown != 0 {
 			d.scan.demoteAll(d.flags&demoteRoot != 0, d.parent, os.Getpid())
 		}

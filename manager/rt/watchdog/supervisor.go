@@ -191,6 +191,25 @@ func (s *Supervisor) Close(leave bool) {
 	s.proc = nil
 }
 
+// DemoteUnknown takes realtime from every thread of the host, as the process does
+// where the canary starves and Config says so: but from the kernel's own threads,
+// those of the first process, ours and, without Config.DemoteRoot, root's. It returns
+// how many had it.
+func (s *Supervisor) DemoteUnknown() (int, error) {
+	scan, err := newScanner()
+	if err != nil {
+		return 0, err
+	}
+	defer scan.close()
+	s.mu.Lock()
+	dog := 0
+	if s.proc != nil {
+		dog = s.proc.pid
+	}
+	s.mu.Unlock()
+	return scan.demoteAll(s.config.DemoteRoot, os.Getpid(), dog), nil
+}
+
 // attend hears what the process has to say, until it ends, and then starts another
 // if it was needed.
 func (s *Supervisor) attend(p *process) {
@@ -292,7 +311,7 @@ func (s *Supervisor) handle(p *process, e Event) {
 			s.forgetLocked(e.ID)
 		case Starved, Restored:
 			w.suspended = e.Kind == Starved
-		case Demoted, Starving:
+		default:
 		}
 	}
 	s.mu.Unlock()
