@@ -59,6 +59,10 @@ func Require(t testing.TB, features ...string) {
 	}
 }
 
+// Has reports whether this machine has a feature of Require's, for a test that shows
+// what happens with it and without.
+func Has(feature string) bool { return missing(feature) == nil }
+
 func required(feature string) bool {
 	list := os.Getenv("CGM_REQUIRE")
 	switch feature {
