@@ -16,6 +16,18 @@ func relevant(s identity.Scheduling) bool {
 	return realtime(s.Policy) || s.Policy != unix.SCHED_DEADLINE && s.Nice < 0
 }
 
+// explains reports whether a thread that was granted g can have come to be scheduled
+// so by itself: everybody may take less than they have.
+func (g *Grant) explains(s identity.Scheduling) bool {
+	switch {
+	case realtime(s.Policy):
+		return s.Policy == g.Policy && s.Priority <= g.Priority
+	case realtime(g.Policy):
+		return true // the nice level that it had before
+	}
+	return s.Nice >= g.Nice
+}
+
 func realtime(policy int32) bool { return policy == unix.SCHED_RR || policy == unix.SCHED_FIFO }
 
 // resetOnFork is SCHED_FLAG_RESET_ON_FORK (sched(7)): what is granted to a thread is
@@ -66,19 +78,25 @@ func is(a *unix.SchedAttr, s identity.Scheduling) bool {
 // leaves it is not touched: a thread that is demoted already, or that has begun
 // something else. It reports whether the thread was.
 func reset(t *identity.Thread) (done bool, err error) {
-	now, err := t.Scheduling()
-	if err != nil || !relevant(now) {
-		return false, err
+	// A thread that gives up realtime between the two looks may have a nice level left.
+	for range 3 {
+		now, err := t.Scheduling()
+		if err != nil || !relevant(now) {
+			return false, err
+		}
+		// By number, as in schedule. A thread that has the number by now is not likely to
+		// be scheduled like this one, with the flag.
+		attr, err := unix.SchedGetAttr(int(t.TID()), 0)
+		if err != nil {
+			return false, fmt.Errorf("sched_getattr: %w", err)
+		}
+		if attr.Flags&resetOnFork == 0 {
+			return false, nil
+		}
+		if int32(attr.Policy) == now.Policy {
+			err = ordinary(t.TID())
+			return err == nil, err
+		}
 	}
-	// By number, as in schedule. A thread that has the number by now is not likely to
-	// be scheduled like this one, with the flag.
-	attr, err := unix.SchedGetAttr(int(t.TID()), 0)
-	if err != nil {
-		return false, fmt.Errorf("sched_getattr: %w", err)
-	}
-	if attr.Flags&resetOnFork == 0 || int32(attr.Policy) != now.Policy {
-		return false, nil
-	}
-	err = ordinary(t.TID())
-	return err == nil, err
+	return false, nil
 }

@@ -140,13 +140,19 @@ func (s *Service) adopt() error {
 	if err != nil {
 		s.log.WithError(err).Warn("the grants of an earlier daemon are not all known")
 	}
+	var gone []Grant
 	for _, g := range before {
 		if t := still(&g); t != nil {
-			loan, err := s.lend(privcheck.RealtimeKept(true), t, g.Policy, g.Top, int(g.Share))
-			if err != nil {
-				s.log.WithError(err).WithFields(fieldsOf(&g)).Warn("lend realtime runtime to a thread that had it before")
-			}
-			s.held[s.Adopt(g).ID] = &held{thread: t, loan: loan}
+			g = s.Adopt(g)
+			s.held[g.ID] = &held{thread: t}
+			s.lendAgainLocked(&g)
+		} else {
+			gone = append(gone, g)
+		}
+	}
+	for _, g := range gone {
+		if next, ok := s.movedLocked(&g); ok {
+			s.lendAgainLocked(&next)
 		}
 	}
 	if err := s.budgets.Settle(); err != nil {
@@ -169,6 +175,16 @@ func (s *Service) adopt() error {
 	}
 	s.log.WithField("threads", len(grants)).Info("supervising what an earlier daemon has granted")
 	return nil
+}
+
+// lendAgainLocked lends to a thread what an earlier daemon has lent to it.
+func (s *Service) lendAgainLocked(g *Grant) {
+	h := s.held[g.ID]
+	loan, err := s.lend(privcheck.RealtimeKept(true), h.thread, g.Policy, g.Top, int(g.Share))
+	if err != nil {
+		s.log.WithError(err).WithFields(fieldsOf(g)).Warn("lend realtime runtime to a thread that had it before")
+	}
+	h.loan = loan
 }
 
 // still returns a handle on the thread of a grant of an earlier daemon's, or nil if
@@ -389,29 +405,46 @@ func (s *Service) settleLocked(g *Grant) (over bool) {
 	return true
 }
 
-// followLocked looks for the thread of a grant where execve(2) has put it: the
-// program goes on as the first thread, and as it was scheduled, under the
-// process's number.
-func (s *Service) followLocked(g *Grant) {
-	leader := Thread{Process: g.Thread.Process, TID: g.Thread.PID, ThreadStarted: g.Thread.Process.Started}
-	if _, has := s.Of(leader); has || leader == g.Thread {
-		return
+// movedLocked looks for the thread of a grant that is gone where execve(2) has put
+// it: the program goes on as the first thread, under the process's number, and as the
+// thread was scheduled. It is granted the same there, in place of what that number was
+// granted before: who had that has ended. It returns the new grant, or false if the
+// thread is not there, or what is there is in sight already.
+func (s *Service) movedLocked(g *Grant) (next Grant, ok bool) {
+	next = *g
+	next.Thread.TID, next.Thread.ThreadStarted = g.Thread.PID, g.Thread.Process.Started
+	if next.Thread == g.Thread {
+		return next, false
 	}
-	next := *g
-	next.Thread = leader
 	t := still(&next)
 	if t == nil {
-		return
+		return next, false
 	}
-	// It need not be one that the daemon has granted anything.
-	if now, err := t.Scheduling(); err != nil || now.Policy != g.Policy || now.Priority != g.Priority {
+	now, err := t.Scheduling()
+	before, has := s.Of(next.Thread)
+	inSight := has && !before.Demoted && realtime(now.Policy) == realtime(before.Policy)
+	if err != nil || inSight || !g.explains(now) {
 		t.Close()
+		return next, false
+	}
+	next.Policy, next.Priority, next.Nice, next.Demoted = now.Policy, now.Priority, now.Nice, false
+	next = s.Adopt(next)
+	s.held[next.ID] = &held{thread: t}
+	if h := s.held[g.ID]; h != nil {
+		s.held[next.ID].loan, h.loan = h.loan, nil
+	}
+	if has {
+		s.replacedLocked(&before)
+	}
+	return next, true
+}
+
+// followLocked is movedLocked, and goes on watching the thread.
+func (s *Service) followLocked(g *Grant) {
+	next, ok := s.movedLocked(g)
+	if !ok {
 		return
 	}
-	next = s.Adopt(next)
-	h := s.held[g.ID]
-	s.held[next.ID] = &held{thread: t, loan: h.loan}
-	h.loan = nil
 	err := s.noteLocked(&next)
 	if err == nil {
 		err = s.watchLocked(&next)
@@ -598,9 +631,12 @@ func (s *Service) Grant(o *Order) (err error) {
 		return err
 	}
 	if err = schedule(d, o.Thread, o.To); err == nil {
-		if _, err = o.Verify(); err != nil {
-			err = s.undoLocked(o, err)
+		_, err = o.Verify()
+		if err != nil {
+			s.undoLocked(o, &g)
 		}
+	} else if errors.Is(err, identity.ErrGone) {
+		s.undoLocked(o, &g) // it may have had it, and be elsewhere
 	}
 	if err != nil {
 		s.watchdog.Unwatch(g.ID)
@@ -617,14 +653,18 @@ func (s *Service) Grant(o *Order) (err error) {
 
 // undoLocked takes back what was not to be given, and whatever the thread was
 // granted before: it is not what it was.
-func (s *Service) undoLocked(o *Order, why error) error {
+func (s *Service) undoLocked(o *Order, g *Grant) {
 	if before, ok := s.Of(o.Reservation.thread); ok {
 		s.revokeLocked([]Grant{before})
 	}
-	if _, err := reset(o.Thread); err != nil && !errors.Is(err, identity.ErrGone) {
+	_, err := reset(o.Thread)
+	if errors.Is(err, identity.ErrGone) {
+		if next, ok := s.movedLocked(g); ok {
+			s.revokeLocked([]Grant{next})
+		}
+	} else if err != nil {
 		s.log.WithError(err).Error("demote a thread that changed while it was granted realtime")
 	}
-	return why
 }
 
 // replacedLocked lets go of a grant that another has taken the place of.
@@ -647,7 +687,8 @@ func (s *Service) lowerLocked(d privcheck.Decision, o *Order, g *Grant) error {
 		return err
 	}
 	if _, err := o.Verify(); err != nil {
-		return s.undoLocked(o, err)
+		s.undoLocked(o, g)
+		return err
 	}
 	_, before := o.Reservation.Commit(*g)
 	s.Remove(g.ID)

@@ -131,7 +131,8 @@ func (s *slot) taken(period time.Duration) time.Duration {
 		if b.at <= now-period {
 			break
 		}
-		sum += min(b.used-a.used, b.at-max(a.at, now-period))
+		// Less than before: execve(2) has put another thread in its place.
+		sum += max(min(b.used-a.used, b.at-max(a.at, now-period)), 0)
 	}
 	return sum
 }

@@ -1,0 +1,144 @@
+package e2e_test
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/test/harness"
+)
+
+// resetOnForkBit is SCHED_RESET_ON_FORK.
+const resetOnForkBit = 0x40000000
+
+// runner is a thread, not the first, that will run another program.
+var runner = make(chan string)
+
+// startRunner starts it and returns its number.
+var startRunner = harness.Inside("a thread that will exec", func(struct{}) (int, error) {
+	tid := make(chan int)
+	go func() {
+		runtime.LockOSThread()
+		tid <- unix.Gettid()
+		for what := range runner {
+			switch what {
+			case "less":
+				// Everybody may take less of what they have.
+				_ = unix.SchedSetAttr(0, &unix.SchedAttr{Policy: unix.SCHED_RR, Priority: 3, Flags: unix.SCHED_FLAG_RESET_ON_FORK}, 0)
+			case "other":
+				// Its nice level is what it was before it was realtime.
+				priority := int32(0)
+				_, _, _ = unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, 0, unix.SCHED_NORMAL|resetOnForkBit, uintptr(unsafe.Pointer(&priority)))
+			case "exec":
+				_ = syscall.Exec("/bin/sleep", []string{"sleep", "60"}, nil)
+			}
+		}
+	}()
+	return <-tid, nil
+})
+
+// runnerDoes tells it to do something, and waits until it has begun.
+var runnerDoes = harness.Inside("have it done", func(what string) (struct{}, error) {
+	runner <- what
+	return struct{}{}, nil
+})
+
+// A thread that is not the first runs another program: it goes on as it was scheduled,
+// and under the number of the first. It stays in sight, whatever it has made of what
+// it was granted, and whatever the first one was granted.
+func TestKernelRealtimeAttackExec(t *testing.T) {
+	w := newRealtimeWorld(t)
+	root := w.p.MustDial(w.sock)
+	run := func(t *testing.T, first func(c *harness.Conn, tid uint64), does []string, became string, meanwhile func()) {
+		p := w.user(1000)
+		c := p.MustDial(w.sock)
+		var tid uint64
+		if err := p.Run(startRunner, struct{}{}, &tid); err != nil {
+			t.Fatal(err)
+		}
+		first(c, tid)
+		for _, what := range does {
+			if err := p.Run(runnerDoes, what, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if meanwhile != nil {
+			w.d.kill9()
+		}
+		go func() { _ = p.Run(runnerDoes, "exec", nil) }()
+		pid := p.HostPID
+		eventually(t, "another program runs", func() bool { return strings.HasPrefix(comm(pid), "sleep") })
+		if got, err := scheduled(pid); err != nil || got != became {
+			t.Fatalf("it is %q after execve(2) (%v), want %q: nothing is tried", got, err, became)
+		}
+		if meanwhile != nil {
+			meanwhile()
+			root = w.p.MustDial(w.sock)
+		}
+		grants, err := root.V1("ListGrants")
+		if err != nil {
+			t.Fatal(err)
+		}
+		policy, level, _ := strings.Cut(strings.TrimSuffix(became, " reset"), " ")
+		if got := listed(grants, pid); got != policy+" "+level {
+			t.Errorf("the grant is listed as %q, want %q: %v", got, policy+" "+level, grants)
+		}
+		if _, err := root.RT("ResetKnown"); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := scheduled(pid); err != nil || strings.TrimSuffix(got, " reset") != "other 0" {
+			t.Errorf("revoked, it is %q (%v)", got, err)
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	realtime := func(c *harness.Conn, tid uint64, priority uint32) {
+		values, err := c.RT("MakeThreadRealtime", tid, priority)
+		w.answers("realtime", rtGranted, values, err)
+	}
+	nice := func(c *harness.Conn, tid uint64, level int32) {
+		values, err := c.RT("MakeThreadHighPriority", tid, level)
+		w.answers("high priority", rtGranted, values, err)
+	}
+	thread := func(c *harness.Conn, tid uint64) { realtime(c, tid, 9) }
+	both := func(c *harness.Conn, tid uint64) {
+		nice(c, 0, -1)
+		realtime(c, tid, 9)
+	}
+	niceFirst := func(c *harness.Conn, tid uint64) {
+		nice(c, tid, -7)
+		realtime(c, tid, 9)
+	}
+	t.Run("as it was", func(t *testing.T) { run(t, thread, nil, "rr 9 reset", nil) })
+	t.Run("with less", func(t *testing.T) { run(t, thread, []string{"less"}, "rr 3 reset", nil) })
+	t.Run("the first has a nice level", func(t *testing.T) { run(t, both, nil, "rr 9 reset", nil) })
+	t.Run("with a nice level left", func(t *testing.T) { run(t, niceFirst, []string{"other"}, "other -7 reset", nil) })
+	t.Run("while there is no daemon", func(t *testing.T) {
+		run(t, thread, []string{"less"}, "rr 3 reset", func() { w.d = w.start() })
+	})
+}
+
+func comm(pid int) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return string(b)
+}
+
+// listed is what ListGrants says of a process, "rr 5" for instance, each once.
+func listed(values []any, pid int) string {
+	var all []string
+	grants, _ := values[0].([][]any)
+	for _, g := range grants {
+		if fmt.Sprint(g[0]) == strconv.Itoa(pid) {
+			all = append(all, fmt.Sprint(g[3], " ", g[4]))
+		}
+	}
+	return strings.Join(all, ", ")
+}
