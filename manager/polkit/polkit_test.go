@@ -429,7 +429,7 @@ const actions = `<?xml version="1.0"?>
 // TestKernelPolkit asks Debian's polkitd.
 func TestKernelPolkit(t *testing.T) {
 	bus := harness.StartBus(t)
-	stop := bus.StartPolkit(rules, actions)
+	polkit := bus.StartPolkit(rules, actions)
 	a := authority(t, bus.Address)
 	const action = "org.cgmanager.test"
 	p := harness.Start(t, harness.Spec{})
@@ -466,7 +466,7 @@ func TestKernelPolkit(t *testing.T) {
 			t.Errorf("%s: got %v, %v, want %v, %q", tc.name, yes, err, tc.yes, tc.err)
 		}
 	}
-	stop()
+	polkit.Stop()
 	if yes, err := a.Check(within(t, long), action, subject(1)); yes || !errors.Is(err, ErrAbsent) {
 		t.Errorf("when polkit has ended: %v, %v", yes, err)
 	}

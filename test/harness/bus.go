@@ -27,7 +27,7 @@ type Bus struct {
 	Within []string
 
 	t       testing.TB
-	process *busProcess
+	process *BusProgram
 }
 
 const busConfig = `<busconfig>
@@ -104,7 +104,7 @@ func (b *Bus) Start() {
 
 // Stop kills the bus.
 func (b *Bus) Stop() {
-	b.process.stop()
+	b.process.Stop()
 	if err := os.Remove(filepath.Join(b.Dir, "bus")); err != nil {
 		b.t.Error(err)
 	}
@@ -113,9 +113,7 @@ func (b *Bus) Stop() {
 // Signal sends the bus a signal.
 func (b *Bus) Signal(sig os.Signal) {
 	b.t.Helper()
-	if err := b.process.cmd.Process.Signal(sig); err != nil {
-		b.t.Fatal(err)
-	}
+	b.process.Signal(sig)
 }
 
 // Connect returns a connection that ends with the test.
@@ -144,8 +142,8 @@ const polkitd = "/usr/lib/polkit-1/polkitd"
 
 // StartPolkit starts Debian's polkitd on the bus, with these rules (JavaScript,
 // polkit(8)) and no action but those that the text says (XML, polkit(8)). It ends
-// with the test, or when stop is called.
-func (b *Bus) StartPolkit(rules, actions string) (stop func()) {
+// with the test, or when it is stopped.
+func (b *Bus) StartPolkit(rules, actions string) *BusProgram {
 	b.t.Helper()
 	Require(b.t, "root", polkitd)
 	dir := PublicDir(b.t)
@@ -165,17 +163,32 @@ func (b *Bus) StartPolkit(rules, actions string) (stop func()) {
 	cmd.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS="+b.Address)
 	cmd.SysProcAttr = deathsig()
 	cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS
-	return b.run(cmd, func() bool { return b.Owned("org.freedesktop.PolicyKit1") }).stop
+	return b.run(cmd, func() bool { return b.Owned("org.freedesktop.PolicyKit1") })
 }
 
-// busProcess is a process that runs until it is stopped.
-type busProcess struct {
+// BusProgram is a program beside a bus, or the bus itself.
+type BusProgram struct {
+	t    testing.TB
 	cmd  *exec.Cmd
-	stop func() // kills and reaps it; more than once does no harm
+	done chan struct{} // closed when it has ended
+}
+
+// Stop kills it, and waits until it has ended. More than once does no harm.
+func (p *BusProgram) Stop() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// Signal sends it a signal.
+func (p *BusProgram) Signal(sig os.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // run starts a program, and waits until it is ready.
-func (b *Bus) run(cmd *exec.Cmd, ready func() bool) *busProcess {
+func (b *Bus) run(cmd *exec.Cmd, ready func() bool) *BusProgram {
 	b.t.Helper()
 	log := &lockedBuffer{}
 	cmd.Stdout, cmd.Stderr = log, log
@@ -185,19 +198,15 @@ func (b *Bus) run(cmd *exec.Cmd, ready func() bool) *busProcess {
 	if err := onSpawner(cmd.Start); err != nil {
 		b.t.Fatal(err)
 	}
-	done := make(chan struct{})
+	p := &BusProgram{t: b.t, cmd: cmd, done: make(chan struct{})}
 	go func() {
 		_ = cmd.Wait()
-		close(done)
+		close(p.done)
 	}()
-	p := &busProcess{cmd: cmd, stop: func() {
-		_ = cmd.Process.Kill()
-		<-done
-	}}
-	b.t.Cleanup(p.stop)
+	b.t.Cleanup(p.Stop)
 	for deadline := time.Now().Add(20 * time.Second); !ready(); time.Sleep(10 * time.Millisecond) {
 		select {
-		case <-done:
+		case <-p.done:
 			b.t.Fatalf("%s ended: %v\n%s", cmd.Path, cmd.ProcessState, log)
 		default:
 		}

@@ -1,0 +1,100 @@
+package e2e_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"cgmanager/test/harness"
+)
+
+// polkitRules are polkit's: it calls users that the host does not have by their number.
+const polkitRules = `
+polkit.addRule(function(action, subject) {
+	if (subject.user == "2000" && action.id == "org.freedesktop.RealtimeKit1.acquire-real-time" ||
+	    subject.user == "2001" && action.id == "org.freedesktop.RealtimeKit1.acquire-high-priority" ||
+	    subject.user == "100000")
+		return polkit.Result.YES;
+});
+`
+
+// TestKernelRealtimePolkit: Debian's polkitd is asked, with the actions that are
+// installed, where no rule of ours decides; and nobody waits for it but who needs it.
+func TestKernelRealtimePolkit(t *testing.T) {
+	harness.Require(t, "root", "userns")
+	bus := harness.StartBus(t)
+	actions, err := os.ReadFile("../../packaging/polkit-1/actions/org.freedesktop.RealtimeKit1.policy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	polkit := bus.StartPolkit(polkitRules, string(actions))
+	rules := filepath.Join(harness.PublicDir(t), "realtime.toml")
+	if err := os.WriteFile(rules, []byte("[[rule]]\nuid = [1000, 3000]\nmax_priority = 30\n[[rule]]\nuid = 2002\nallow = false\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("DBUS_SYSTEM_BUS_ADDRESS", bus.Address)
+	d := harness.StartDaemon(t, "--realtime-policy", rules)
+	w := &realtimeWorld{T: t, sock: d.Sock}
+
+	try := func(what string, p *harness.Proc, method string, level any, want harness.DBusError, is string) {
+		t.Helper()
+		c := p.MustDial(w.sock)
+		defer c.Close()
+		values, err := c.RT(method, uint64(0), level)
+		w.answers(what, want, values, err)
+		w.is(p, uint64(p.PID), is)
+	}
+	const realtime, nice = "MakeThreadRealtime", "MakeThreadHighPriority"
+	try("polkit allows realtime", w.user(2000), realtime, uint32(20), rtGranted, "rr 20 reset")
+	try("polkit allows the daemon's bounds", w.user(2000), realtime, uint32(21), rtDenied, "other 0")
+	try("polkit allows realtime alone", w.user(2000), nice, int32(-5), rtDenied, "other 0")
+	try("polkit allows high priority", w.user(2001), nice, int32(-5), rtGranted, "other -5 reset")
+	try("polkit allows high priority alone", w.user(2001), realtime, uint32(20), rtDenied, "other 0")
+	try("polkit says nothing, and there is no session", w.user(2003), realtime, uint32(20), rtDenied, "other 0")
+	try("a rule allows", w.user(1000), realtime, uint32(30), rtGranted, "rr 30 reset")
+	try("a rule refuses", w.user(2002), nice, int32(-5), rtDenied, "other 0")
+	inside := harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, MapFrom: 100000, MapSize: 65536})
+	w.limit(inside, 200000)
+	try("polkit allows a container's root", inside, realtime, uint32(20), rtGranted, "rr 20 reset")
+
+	// polkit hangs.
+	polkit.Signal(unix.SIGSTOP)
+	var waiting sync.WaitGroup
+	late := w.user(2000)
+	c := late.MustDial(w.sock)
+	defer c.Close()
+	start := time.Now()
+	waiting.Go(func() {
+		values, err := c.RT(realtime, uint64(0), uint32(20))
+		w.answers("polkit hangs", rtDenied, values, err)
+		if d := time.Since(start); d < 4*time.Second || d > 30*time.Second {
+			t.Errorf("polkit was waited for for %v", d)
+		}
+	})
+	eventually(t, "polkit is asked", func() bool { return time.Since(start) > 200*time.Millisecond })
+	for range 5 {
+		try("a rule allows, polkit or not", w.user(3000), realtime, uint32(30), rtGranted, "rr 30 reset")
+	}
+	if d := time.Since(start); d > 4*time.Second {
+		t.Errorf("who needs no polkit waited %v", d)
+	}
+	waiting.Wait()
+	w.is(late, uint64(late.PID), "other 0")
+	polkit.Signal(unix.SIGCONT)
+	// What was asked meanwhile was taken back: it grants nothing afterwards.
+	try("polkit goes on", w.user(2000), realtime, uint32(20), rtGranted, "rr 20 reset")
+	w.is(late, uint64(late.PID), "other 0")
+
+	polkit.Stop()
+	try("polkit has ended", w.user(2000), realtime, uint32(20), rtDenied, "other 0")
+	bus.Stop()
+	try("the bus has ended", w.user(2000), realtime, uint32(20), rtDenied, "other 0")
+	if log := d.Log(); strings.Count(log, "polkit does not run here") != 2 {
+		t.Errorf("the log does not tell why:\n%s", log)
+	}
+}
