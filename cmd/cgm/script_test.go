@@ -145,7 +145,7 @@ func TestKernelScripts(t *testing.T) {
 		t.Fatalf("no scripts: %v", err)
 	}
 	rules := filepath.Join(t.TempDir(), "realtime.toml")
-	if err := os.WriteFile(rules, []byte("[[rule]]\nuid = 1000\ncontainer = ['host', 1000]\n"), 0o600); err != nil {
+	if err := os.WriteFile(rules, []byte("[[rule]]\nuid = 1000\ncontainer = ['host', 1000]\nlimits.rtprio = 30\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	daemon := harness.StartDaemon(t, "--realtime-policy", rules)
@@ -164,10 +164,13 @@ func TestKernelScripts(t *testing.T) {
 				Files: []string{file},
 				Cmds:  scriptCommands,
 				Condition: func(cond string) (bool, error) {
-					if cond != "apart" { // each controller has a hierarchy of its own
-						return false, errors.New("no such condition")
+					switch cond {
+					case "apart": // each controller has a hierarchy of its own
+						return !memory.V2, nil
+					case "sysresource":
+						return harness.Has(cond), nil
 					}
-					return !memory.V2, nil
+					return false, errors.New("no such condition")
 				},
 				Setup: func(env *testscript.Env) error {
 					for name, value := range memoryFiles(memory.V2) {
@@ -181,6 +184,7 @@ func TestKernelScripts(t *testing.T) {
 					env.Setenv("TREE", tree.Base)
 					env.Setenv("CGMANAGER_ADDRESS", "unix:path="+daemon.Sock)
 					env.Setenv("SOCK", daemon.Sock)
+					env.Setenv("DAEMON", strconv.Itoa(daemon.PID))
 					env.Setenv("MEMORY", memory.Mount+tree.Base)
 					env.Setenv("ESC", "\x1b")
 					return nil
