@@ -39,13 +39,11 @@ type judge struct {
 
 // slot is a watched thread.
 type slot struct {
-	state    state
-	realtime bool
-	share    time.Duration // of CPU time over a period; 0: it may take all
-	again    bool          // it was restored before, once
-	fresh    time.Duration // when it came, or came back
-	n        int
-	samples  [history]sample // the last n are at the end, the newest last
+	state   state
+	share   time.Duration // of CPU time over a period; 0: it may take all
+	again   bool          // it was restored before, once
+	n       int
+	samples [history]sample // the last n are at the end, the newest last
 }
 
 // sample is what CPU time a thread had taken at a time.
@@ -96,15 +94,15 @@ func (j *judge) begin(now, boot time.Duration) {
 	}
 	for i := range j.slots {
 		j.slots[i].n = 0
-		j.slots[i].fresh = now
 	}
 	j.due = now + j.tick()
 }
 
-// add begins to watch a thread, that has taken so much CPU time up to now.
+// add begins to watch a thread, that has taken so much CPU time up to now. The first
+// look is soon: it shows whether the thread has begun at once.
 func (j *judge) add(i int, now, used time.Duration, realtime bool, share int32, st state) {
 	s := &j.slots[i]
-	*s = slot{state: st, realtime: realtime, fresh: now}
+	*s = slot{state: st}
 	if share == 0 && realtime {
 		share = defaultShare
 	}
@@ -137,7 +135,8 @@ func (s *slot) taken(period time.Duration) time.Duration {
 	return sum
 }
 
-// last returns what it took between the last two samples, and how long that was.
+// last returns what it took between the last two samples, and how long that was (0:
+// there is one sample).
 func (s *slot) last() (used, window time.Duration) {
 	if s.n < 2 {
 		return 0, 0
@@ -172,7 +171,7 @@ func (j *judge) look(v seen, acts []act) []act {
 			continue
 		}
 		used, window := s.last()
-		busy = busy || v.now-s.fresh < j.period || used > window/100*busyShare
+		busy = busy || window == 0 || used > window/100*busyShare
 	}
 	if busy || j.starved != 0 {
 		j.due = v.now + j.tick()
@@ -189,7 +188,7 @@ func (j *judge) canary(v seen, acts []act) []act {
 		j.sang = v.now
 		if j.starved != 0 && v.now-j.starved >= j.period {
 			j.starved = 0
-			return j.restore(v.now, acts)
+			return j.restore(acts)
 		}
 	case v.now-j.sang < j.period:
 	case !v.starving:
@@ -231,7 +230,7 @@ func (j *judge) suspend(acts []act, more time.Duration) []act {
 
 // restore gives back what was taken while the canary starved, once: who was there
 // again when it starved again is left as it is.
-func (j *judge) restore(now time.Duration, acts []act) []act {
+func (j *judge) restore(acts []act) []act {
 	for i := range j.slots {
 		s := &j.slots[i]
 		if s.state != suspended {
@@ -241,7 +240,7 @@ func (j *judge) restore(now time.Duration, acts []act) []act {
 			s.state = demoted
 			continue
 		}
-		s.state, s.again, s.fresh, s.n = granted, true, now, 0
+		s.state, s.again, s.n = granted, true, 0
 		acts = append(acts, act{kind: Restored, slot: i})
 	}
 	return acts

@@ -114,11 +114,11 @@ func TestJudge(t *testing.T) {
 			"one of two", func() *play { return newPlay(steady(0.2, 0), steady(0.99, 0)) }, 60 * second,
 			[]string{"9s demoted 1"},
 		},
-		// Idle threads are looked at every 10 s from 10 s on. Who begins in between is
+		// Idle threads are looked at every 10 s, from 1 s on. Who begins in between is
 		// found within 10 s all the same.
 		{
-			"late, just after a look", func() *play { return newPlay(steady(1, 20*second)) }, 60 * second,
-			[]string{"30s demoted 0"},
+			"late, just after a look", func() *play { return newPlay(steady(1, 21*second)) }, 60 * second,
+			[]string{"31s demoted 0"},
 		},
 		{
 			"late, between", func() *play { return newPlay(steady(1, 25*second)) }, 60 * second,

@@ -315,31 +315,12 @@ func TestKernelWatchdogClocks(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newSpinner(t, c.how, 20, 0)
-			var pipe [2]int
-			if err := unix.Pipe2(pipe[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
-				t.Fatal(err)
-			}
-			canary, fd, err := newCanary()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer canary.Close()
-			scan, err := newScanner()
-			if err != nil {
-				t.Fatal(err)
-			}
-			task, _ := taskDir(os.Getpid())
 			at := &jumping{}
-			d := dog{clocks: at, parent: os.Getpid(), in: -1, out: pipe[1], canary: fd, scan: scan, task: task}
-			d.judge = judge{period: time.Second, slots: make([]slot, 0, maxWatched)}
-			d.threads, d.acts = make([]thread, 0, maxWatched), make([]act, 0, maxWatched+2)
-			now, boot := at.now()
-			d.judge.begin(now, boot)
+			d, reports := hound(t, at)
 			d.watch(order{grant: s.Grant})
 			s.grant()
 			for i := range 30 {
-				now, _ = at.now()
-				time.Sleep(d.judge.due - now)
+				d.sleep()
 				if i%10 == 9 {
 					at.mono += c.jump.mono
 					at.boot += c.jump.boot
@@ -349,19 +330,13 @@ func TestKernelWatchdogClocks(t *testing.T) {
 					break
 				}
 			}
-			var b [reportSize]byte
-			var r report
-			if n, _ := unix.Read(pipe[0], b[:]); n == reportSize {
-				r.get(b[:])
+			var kind EventKind
+			all := reports()
+			if len(all) > 0 {
+				kind = all[0].Kind
 			}
-			if r.event.Kind != c.want || s.realtime() != (c.want == 0) {
-				t.Errorf("%+v; realtime: %v", r.event, s.realtime())
-			}
-			for _, fd := range []int{pipe[0], pipe[1], task, scan.root} {
-				unix.Close(fd)
-			}
-			for i := range d.threads {
-				d.threads[i].close()
+			if kind != c.want || s.realtime() != (c.want == 0) {
+				t.Errorf("%+v; realtime: %v", all, s.realtime())
 			}
 		})
 	}
@@ -568,8 +543,8 @@ func TestKernelWatchdogFigures(t *testing.T) {
 	if testing.Short() {
 		return
 	}
-	// A new thread is looked at more often for a period.
-	time.Sleep(15 * time.Second)
+	// The first look at a new thread is early.
+	time.Sleep(2 * time.Second)
 	asleep := func(pid int) (n int) {
 		for _, task := range tasks(t, pid) {
 			tid, _ := strconv.Atoi(task)
@@ -638,5 +613,141 @@ func TestKernelWatchdogStarving(t *testing.T) {
 	}
 	if !roots.realtime() || !good.realtime() {
 		t.Error("others were demoted for good")
+	}
+}
+
+// A loop that is ended again and again is given up, and the daemon told who is not
+// watched any more.
+func TestKernelWatchdogGivenUp(t *testing.T) {
+	harness.Require(t, "root")
+	k := newKennel(t, Config{})
+	s := newSpinner(t, audio, 60, -1)
+	k.watch(s)
+	kills := 0
+	for len(k.events) == 0 {
+		if kills > 2*restarts {
+			t.Fatalf("killed %d times, and started again", kills)
+		}
+		k.mu.Lock()
+		if k.proc != nil {
+			k.proc.kill()
+			kills++
+		}
+		k.mu.Unlock()
+		time.Sleep(200 * time.Millisecond)
+	}
+	if e := k.next(0); e.Kind != Lost || e.ID != s.ID {
+		t.Errorf("%+v", e)
+	}
+	if err := k.Ready(); err == nil {
+		t.Error("ready at once")
+	}
+}
+
+// hound is the second stage within the test's own process, with other clocks.
+func hound(t *testing.T, c clocks) (d *dog, reports func() (all []Event)) {
+	t.Helper()
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	canary, fd, err := newCanary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	scan, err := newScanner()
+	if err != nil {
+		t.Fatal(err)
+	}
+	task, errno := taskDir(os.Getpid())
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	d = &dog{clocks: c, parent: os.Getpid(), in: -1, out: pipe[1], canary: fd, scan: scan, task: task}
+	d.judge = judge{period: time.Second, slots: make([]slot, 0, maxWatched)}
+	d.threads, d.acts = make([]thread, 0, maxWatched), make([]act, 0, maxWatched+2)
+	now, boot := c.now()
+	d.judge.begin(now, boot)
+	t.Cleanup(func() {
+		for i := range d.threads {
+			d.release(i)
+		}
+		scan.close()
+		canary.Close()
+		for _, fd := range []int{pipe[0], pipe[1], task} {
+			unix.Close(fd)
+		}
+	})
+	return d, func() (all []Event) {
+		for {
+			var b [reportSize]byte
+			if n, err := unix.Read(pipe[0], b[:]); err != nil || n != reportSize {
+				return all
+			}
+			var r report
+			r.get(b[:])
+			all = append(all, r.event)
+		}
+	}
+}
+
+// sleep sleeps until the next look.
+func (d *dog) sleep() {
+	now, _ := d.clocks.now()
+	time.Sleep(d.judge.due - now)
+}
+
+// What the process before this one took because the canary starved is given back,
+// but not to who has something else by now.
+func TestKernelWatchdogSuspended(t *testing.T) {
+	harness.Require(t, "root")
+	d, reports := hound(t, kernelClocks{})
+	same, other := newSpinner(t, audio, 20, -1), newSpinner(t, audio, 20, -1)
+	same.begin()
+	other.begin()
+	if err := unix.Setpriority(unix.PRIO_PROCESS, int(other.TID), 5); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*spinner{same, other} {
+		d.watch(order{grant: s.Grant, flags: wasSuspended})
+	}
+	for range 15 {
+		d.sleep()
+		d.look()
+	}
+	if all := reports(); len(all) != 2 || all[0].Kind != Restored || all[0].ID != same.ID || all[1].Kind != Ended || all[1].ID != other.ID {
+		t.Errorf("%+v", all)
+	}
+	if attr, err := unix.SchedGetAttr(int(same.TID), 0); err != nil || attr.Policy != unix.SCHED_RR || attr.Priority != 20 || attr.Flags&unix.SCHED_FLAG_RESET_ON_FORK == 0 {
+		t.Errorf("%+v, %v", attr, err)
+	}
+	if other.realtime() {
+		t.Error("a thread that was given another nice level is realtime")
+	}
+}
+
+// Looking allocates nothing: there is no collector.
+func TestKernelWatchdogAllocatesNothing(t *testing.T) {
+	harness.Require(t, "root")
+	d, _ := hound(t, kernelClocks{})
+	for range 10 {
+		s := newSpinner(t, audio, 20, -1)
+		d.watch(order{grant: s.Grant})
+	}
+	d.judge.orphan = true // the test need not wait for the canary
+	again := order{grant: d.threads[1].grant}
+	for _, c := range []struct {
+		name string
+		f    func()
+	}{
+		{"look", d.look},
+		{"wantsToRun", func() { d.scan.wantsToRun(d.task) }},
+		{"report", func() { d.report(report{}) }},
+		{"demote", func() { _ = d.threads[0].demote() }},
+		{"watch", func() { d.watch(again) }},
+	} {
+		if n := testing.AllocsPerRun(100, c.f); n != 0 {
+			t.Errorf("%s: %v allocations", c.name, n)
+		}
 	}
 }

@@ -61,6 +61,9 @@ func (r *refusal) Error() string {
 	if r.errno == 0 {
 		return r.op.String()
 	}
+	if r.op == opRealtime && r.errno == unix.EPERM {
+		return fmt.Sprintf("%v: %v: there is no CAP_SYS_NICE, or no realtime runtime in its cgroup", r.op, r.errno)
+	}
 	return fmt.Sprintf("%v: %v", r.op, r.errno)
 }
 
@@ -225,7 +228,7 @@ func (d *dog) rehearse() error {
 	d.scan.wantsToRun(d.task)
 	attr, err := d.threads[0].attr()
 	if err == nil {
-		err = d.threads[0].set(attr) // as it is
+		err = d.threads[0].set(&attr) // as it is
 	}
 	if err != nil {
 		return refuse(opRealtime, err)

@@ -218,18 +218,21 @@ func (s *Supervisor) attend(p *process) {
 	ended := make(chan struct{})
 	go func() {
 		for {
+			// Once without a signal: it may have come before anybody heard it.
+			if p.stopped() {
+				s.config.Log.Warn("realtime: the watchdog was stopped; another is started")
+				p.kill()
+			}
 			select {
 			case <-child:
-				if p.stopped() {
-					s.config.Log.Warn("realtime: the watchdog was stopped; another is started")
-					p.kill()
-				}
 			case <-ended:
 				return
 			}
 		}
 	}()
-	p.hear(s.config.Period, func(e Event) { s.handle(p, e) })
+	p.hear(s.config.Period, func(e Event) { s.handle(p, e) }, func() {
+		s.config.Log.Warn("realtime: the watchdog does not move; another is started")
+	})
 	signal.Stop(child)
 	close(ended)
 	p.reap()
@@ -415,9 +418,10 @@ func (s *Supervisor) introduce(p *process) error {
 			err = &refusal{r.op, r.errno}
 			if r.op == opRealtime && !funded && s.config.Fund != nil {
 				funded = true
-				if err = s.config.Fund(p.pid); err == nil {
-					err = p.send(&order{kind: retry})
+				if ferr := s.config.Fund(p.pid); ferr != nil {
+					return fmt.Errorf("%w; bringing it to the root cgroup: %w", err, ferr)
 				}
+				err = p.send(&order{kind: retry})
 			}
 		default:
 			err = fmt.Errorf("it says %d", r.event.Kind)
@@ -454,8 +458,9 @@ func (p *process) next() (report, error) {
 	}
 }
 
-// hear calls f with its reports until it ends, and kills it if it does not move.
-func (p *process) hear(period time.Duration, f func(Event)) {
+// hear calls f with its reports until it ends. If it does not move hear calls stuck,
+// and kills it.
+func (p *process) hear(period time.Duration, f func(Event), stuck func()) {
 	var b [64 * reportSize]byte
 	// That it moves is seen whenever something is granted, too. Its end, and that it
 	// was stopped, the kernel tells.
@@ -468,6 +473,7 @@ func (p *process) hear(period time.Duration, f func(Event)) {
 			return
 		}
 		if late && !p.beats(period) {
+			stuck()
 			p.kill()
 		}
 		if !pipe {

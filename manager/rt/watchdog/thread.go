@@ -3,7 +3,9 @@ package watchdog
 import (
 	"errors"
 	"strconv"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -105,10 +107,12 @@ func (t *thread) restore() error {
 	})
 }
 
-func (t *thread) attr() (*unix.SchedAttr, error) {
-	attr, err := unix.SchedGetAttr(int(t.grant.TID), 0)
-	if err != nil {
-		return nil, goneErr(err)
+// attr returns the thread's scheduling.
+func (t *thread) attr() (attr unix.SchedAttr, err error) {
+	_, _, errno := syscall.RawSyscall6(unix.SYS_SCHED_GETATTR, uintptr(t.grant.TID),
+		uintptr(unsafe.Pointer(&attr)), unix.SizeofSchedAttr, 0, 0, 0)
+	if errno != 0 {
+		return attr, goneOr(errno)
 	}
 	// The thread is alive after the reading: it was its own.
 	_, err = t.used()
@@ -120,15 +124,11 @@ func (t *thread) set(attr *unix.SchedAttr) error {
 		return err
 	}
 	if err := unix.SchedSetAttr(int(t.grant.TID), attr, 0); err != nil {
-		return goneErr(err)
+		if errors.Is(err, unix.ESRCH) {
+			return errGone
+		}
+		return err
 	}
 	_, err := t.used()
-	return err
-}
-
-func goneErr(err error) error {
-	if errors.Is(err, unix.ESRCH) {
-		return errGone
-	}
 	return err
 }
