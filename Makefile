@@ -10,6 +10,9 @@ DOCDIR   ?= $(DATADIR)/doc/cgmanager
 SYSCONFDIR ?= /etc
 SYSTEMDUNITDIR ?= $(PREFIX)/lib/systemd/system
 LXCDIR   ?= /usr/share/lxc
+# The system bus and polkit read these, wherever the programs are.
+DBUSDIR  ?= /usr/share/dbus-1
+POLKITDIR ?= /usr/share/polkit-1
 # What starts the daemon: systemd, openrc, sysv, runit, or nothing.
 INIT     ?= systemd
 # Where no version control tells it, the version that the programs say they are.
@@ -101,6 +104,11 @@ install: build ## install under DESTDIR and PREFIX, and what INIT (systemd, open
 	install -d $(DESTDIR)$(LXCDIR)/config $(DESTDIR)$(LXCDIR)/hooks
 	install -m 0644 packaging/lxc/config/*.conf $(DESTDIR)$(LXCDIR)/config/
 	install -m 0755 packaging/lxc/hooks/* $(DESTDIR)$(LXCDIR)/hooks/
+	install -d $(DESTDIR)$(DBUSDIR)/system.d $(DESTDIR)$(DBUSDIR)/system-services $(DESTDIR)$(POLKITDIR)/actions
+	install -m 0644 packaging/dbus-1/system.d/*.conf $(DESTDIR)$(DBUSDIR)/system.d/
+	sed 's,/usr/sbin/cg,$(SBINDIR)/cg,' packaging/dbus-1/system-services/org.freedesktop.RealtimeKit1.service >$(DESTDIR)$(DBUSDIR)/system-services/org.freedesktop.RealtimeKit1.service
+	chmod 0644 $(DESTDIR)$(DBUSDIR)/system-services/org.freedesktop.RealtimeKit1.service
+	install -m 0644 packaging/polkit-1/actions/*.policy $(DESTDIR)$(POLKITDIR)/actions/
 	[ -e '$(DESTDIR)$(SYSCONFDIR)/cgmanager/realtime.toml' ] || install -D -m 0644 packaging/realtime.toml '$(DESTDIR)$(SYSCONFDIR)/cgmanager/realtime.toml'
 	for i in $(INIT); do \
 		DESTDIR='$(DESTDIR)' SBINDIR='$(SBINDIR)' SYSCONFDIR='$(SYSCONFDIR)' SYSTEMDUNITDIR='$(SYSTEMDUNITDIR)' packaging/init $$i || exit 1; \

@@ -43,6 +43,13 @@ var lxc = []string{
 	"hooks/cgmanager-start",
 }
 
+// desktop is what the system bus and polkit read, below /usr/share.
+var desktop = []string{
+	"dbus-1/system-services/org.freedesktop.RealtimeKit1.service",
+	"dbus-1/system.d/org.freedesktop.RealtimeKit1.conf",
+	"polkit-1/actions/org.freedesktop.RealtimeKit1.policy",
+}
+
 // policy is installed whatever starts the daemon, and the administrator's.
 const policy = "etc/cgmanager/realtime.toml"
 
@@ -50,6 +57,7 @@ const policy = "etc/cgmanager/realtime.toml"
 var kinds = map[string][]string{
 	"systemd": {
 		"opt/c/lib/systemd/system/cgmanager.service",
+		"opt/c/lib/systemd/system/cgmanager-realtime.service",
 		"opt/c/lib/systemd/system/cgmanager.socket",
 		"opt/c/lib/systemd/system/cgproxy.service",
 		"etc/default/cgmanager", "etc/default/cgproxy",
@@ -95,6 +103,9 @@ func TestInstall(t *testing.T) {
 			}
 			for _, f := range lxc {
 				want = append(want, "usr/share/lxc/"+f)
+			}
+			for _, f := range desktop {
+				want = append(want, "usr/share/"+f)
 			}
 			found := map[string]fs.FileMode{}
 			err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -93,7 +93,7 @@ func served(t *testing.T) int {
 // daemon returns the daemon's number: it is the only process of this name.
 func daemon(t *testing.T) int {
 	t.Helper()
-	out := sh(t, "ps -eo pid=,comm=,args= | awk '$2 == \"cgmanager\" && !/--hold-scope/ {print $1}'")
+	out := sh(t, "ps -eo pid=,comm=,args= | awk '$2 == \"cgmanager\" && !/--hold-scope|--realtime-watchdog/ {print $1}'")
 	pid, err := strconv.Atoi(strings.TrimSpace(out))
 	if err != nil {
 		t.Fatalf("daemons: %q", out)
@@ -179,6 +179,7 @@ func TestKernelPackage(t *testing.T) {
 		inContainer(t)
 	}
 	use(t, systemd)
+	realtime(t, systemd)
 
 	// What runs goes on, with its limit.
 	live := start(t, systemd)
@@ -404,6 +405,57 @@ func use(t *testing.T, systemd bool) {
 	if out := sh(t, in+"sh "+file+" </dev/null"); out != want {
 		t.Errorf("it said\n%s\nwant\n%s", out, want)
 	}
+}
+
+// realtime has the daemon that is installed give realtime and limits: under systemd
+// with few capabilities and a filter of system calls, and by D-Bus activation.
+func realtime(t *testing.T, systemd bool) {
+	t.Helper()
+	want := "SCHED_RR|SCHED_RESET_ON_FORK"
+	if out := sh(t, "cgm rt run --priority 10 -- sh -c 'chrt -p $$'"); !strings.Contains(out, want) {
+		t.Errorf("granted: %q", out)
+	}
+	reload := "kill -HUP $(cat /run/cgmanager.private/lock)"
+	if systemd {
+		reload = "systemctl reload cgmanager"
+	}
+	sh(t, `cat >/etc/cgmanager/realtime.toml <<'END'
+[[rule]]
+uid = 1000
+container = "any"
+limits = { rtprio = 60, memlock = "64M" }
+END
+`+reload)
+	given := "setpriv --reuid 1000 --regid 1000 --clear-groups sh -c 'cgm rt limits $$ >/dev/null && ulimit -l && chrt -f 30 chrt -p 0'"
+	eventually(t, "the limits of the new policy", func() bool {
+		out, _ := try(t, given)
+		return strings.HasPrefix(out, "65536\n") && strings.Contains(out, "SCHED_FIFO")
+	})
+	sh(t, "cgm rt reset")
+	if !systemd {
+		return
+	}
+	const get = "busctl get-property org.freedesktop.RealtimeKit1 /org/freedesktop/RealtimeKit1 org.freedesktop.RealtimeKit1 MinNiceLevel"
+	property := func(when string) {
+		t.Helper()
+		if out, code := try(t, get); out != "i -15\n" {
+			t.Errorf("%s on the system bus: %d, %q", when, code, out)
+		}
+	}
+	property("at first")
+	if out, code := try(t, "setpriv --reuid 1000 --regid 1000 --clear-groups "+
+		"busctl call org.freedesktop.RealtimeKit1 /org/freedesktop/RealtimeKit1 org.freedesktop.RealtimeKit1 Exit"); code == 0 || !strings.Contains(out, "ccess denied") {
+		t.Errorf("Exit by a user: %d, %q", code, out)
+	}
+	sh(t, "rtkitctl --exit")
+	if out, code := try(t, "cgm rt run --priority 10 -- true"); code == 0 {
+		t.Errorf("granted after Exit: %q", out)
+	}
+	property("activated after Exit")
+	sh(t, "cgm rt run --priority 10 -- true; systemctl stop cgmanager.service cgmanager.socket")
+	property("activated with the daemon")
+	sh(t, "systemctl start cgmanager.socket")
+	served(t)
 }
 
 // box is a process in a cgroup with a limit, made through the daemon.
