@@ -27,6 +27,9 @@ import (
 
 func TestMain(m *testing.M) { harness.Main(m) }
 
+// user is one whom every system has: dbus-daemon lets no other log in.
+const user = 1
+
 const (
 	policy    = "testdata/dbus-1/system.d/org.freedesktop.RealtimeKit1.conf"
 	realtime  = api.RealtimeInterface + "."
@@ -327,7 +330,7 @@ func TestKernelWho(t *testing.T) {
 	serve(t, d.Address, b)
 	awaitOwner(t, connect(t, d.Address))
 	send := func(member string, args ...string) (string, error) {
-		return as(t, d.Address, 1000, "dbus-send", append([]string{
+		return as(t, d.Address, user, "dbus-send", append([]string{
 			"--system", "--print-reply", "--dest=" + api.RealtimeInterface, api.RealtimePath, realtime + member,
 		}, args...)...)
 	}
@@ -337,7 +340,7 @@ func TestKernelWho(t *testing.T) {
 	b.mu.Lock()
 	cred := b.rq.Opener
 	b.mu.Unlock()
-	if cred.UID != 1000 || cred.GID != 1001 || cred.PID <= 1 || int(cred.PID) == os.Getpid() {
+	if cred.UID != user || cred.GID != user+1 || cred.PID <= 1 || int(cred.PID) == os.Getpid() {
 		t.Errorf("asked by %+v", cred)
 	}
 	for _, member := range []string{"ResetKnown", "ResetAll", "Exit"} {
@@ -397,7 +400,7 @@ func TestKernelBlocked(t *testing.T) {
 	if got := failure(other.Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err); got != "AccessDenied: Device or resource busy" {
 		t.Errorf("another connection of the user's: %q", got)
 	}
-	if out, err := as(t, d.Address, 1000, "dbus-send", "--system", "--print-reply", "--reply-timeout=3000", "--dest="+api.RealtimeInterface,
+	if out, err := as(t, d.Address, user, "dbus-send", "--system", "--print-reply", "--reply-timeout=3000", "--dest="+api.RealtimeInterface,
 		api.RealtimePath, realtime+"MakeThreadRealtime", "uint64:3", "uint32:4"); err != nil {
 		t.Errorf("another user: %v: %s", err, out)
 	}

@@ -69,11 +69,15 @@ func NewBus(t testing.TB, policies ...string) *Bus {
 	}
 	may, include := busOpen, ""
 	for _, p := range policies {
-		abs, err := filepath.Abs(p)
+		text, err := os.ReadFile(p)
+		copied := filepath.Join(b.Dir, filepath.Base(p))
+		if err == nil {
+			err = os.WriteFile(copied, text, 0o644)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		may, include = busSystem, include+"<include>"+abs+"</include>"
+		may, include = busSystem, include+"<include>"+copied+"</include>"
 	}
 	if err := os.WriteFile(filepath.Join(b.Dir, "config"), fmt.Appendf(nil, busConfig, b.Address, b.Dir, may, include), 0o644); err != nil {
 		t.Fatal(err)
@@ -89,10 +93,15 @@ func StartBus(t testing.TB, policies ...string) *Bus {
 	return b
 }
 
+// Command is what runs the bus.
+func (b *Bus) Command() []string {
+	return append(slices.Clone(b.Within), "dbus-daemon", "--config-file="+filepath.Join(b.Dir, "config"), "--nofork", "--nopidfile", "--nosyslog")
+}
+
 // Start starts the bus, also once more after Stop, and returns when it is served.
 func (b *Bus) Start() {
 	b.t.Helper()
-	argv := append(slices.Clone(b.Within), "dbus-daemon", "--config-file="+filepath.Join(b.Dir, "config"), "--nofork", "--nopidfile", "--nosyslog")
+	argv := b.Command()
 	b.process = b.run(exec.Command(argv[0], argv[1:]...), func() bool {
 		conn, err := dbus.Connect(b.Address)
 		if err == nil {

@@ -301,7 +301,7 @@ func launch(rq *request, rp *reply) ([]int, error) {
 		attr.Credential = &syscall.Credential{Uid: rq.Cred.UID, Gid: rq.Cred.GID}
 	}
 	pid, err := syscall.ForkExec(rq.Argv[0], rq.Argv, &syscall.ProcAttr{
-		Dir: "/", Files: []uintptr{uintptr(in[0]), uintptr(out[1]), 2}, Sys: attr,
+		Dir: "/", Env: busEnv(), Files: []uintptr{uintptr(in[0]), uintptr(out[1]), 2}, Sys: attr,
 	})
 	if err != nil {
 		return nil, err
@@ -366,10 +366,20 @@ func startPuppet(s Spec, control int) (int, error) {
 	defer unix.Close(dup)
 	return syscall.ForkExec("/proc/self/exe", []string{"puppet"}, &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   []string{puppetEnv + "=" + env, "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"},
+		Env:   append(busEnv(), puppetEnv+"="+env, "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"),
 		Files: []uintptr{0, 1, 2, uintptr(dup)},
 		Sys:   attr,
 	})
+}
+
+// busEnv is what of the test's own environment a puppet has: which bus is the
+// system's.
+func busEnv() []string {
+	const name = "DBUS_SYSTEM_BUS_ADDRESS"
+	if v := os.Getenv(name); v != "" {
+		return []string{name + "=" + v}
+	}
+	return nil
 }
 
 // recvmsg reads one message within wait (for ever if it is negative) and
