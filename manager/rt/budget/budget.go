@@ -320,7 +320,10 @@ func (b *Budgets) raiseLocked(levels []*cgfs.Dir, source, growth int) (err error
 			}
 		}
 	}()
-	var up *cgroup
+	up, err := b.knownLocked(levels[source])
+	if err != nil {
+		return err
+	}
 	// The kernel lets no cgroup have more than the one above it.
 	for _, d := range levels[source+1:] {
 		c, err := b.knownLocked(d)

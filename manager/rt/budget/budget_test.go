@@ -134,7 +134,7 @@ func kind(err error) api.Kind {
 // A thread in a cgroup without runtime gets realtime, and none can any more after
 // the runtime has been given back.
 func TestKernelLoanLetsAThreadBeRealtime(t *testing.T) {
-	tr := plant(t, "100000", "a", "a/b")
+	tr := plant(t, "100000", "a", "a/b", "c")
 	b := budgets(t, open(t))
 	if !b.Needed() {
 		t.Fatal("the kernel budgets, and nothing is needed")
@@ -159,9 +159,7 @@ func TestKernelLoanLetsAThreadBeRealtime(t *testing.T) {
 		t.Fatal(err)
 	}
 	// It is due, and goes with the next opportunity.
-	if err := b.Settle(); err != nil {
-		t.Error(err)
-	}
+	give(t, tr.take(b, "c", 1))
 	tr.has("a 0 a/b 0")
 	if tr.marked("a") || tr.marked("a/b") {
 		t.Error("still marked")
@@ -185,10 +183,10 @@ func TestKernelLoansAddUp(t *testing.T) {
 	tr.has("a 180000 a/b 80000 a/c 100000")
 	between := tr.take(b, "a", 2)
 	tr.has("a 200000")
-	give(t, larger)
-	tr.has("a 170000 a/b 50000")
 	give(t, first)
 	give(t, first) // twice is once
+	tr.has("a 200000 a/b 80000")
+	give(t, larger)
 	tr.has("a 170000 a/b 50000")
 	give(t, second)
 	tr.has("a 120000 a/b 0 a/c 100000")
@@ -196,6 +194,43 @@ func TestKernelLoansAddUp(t *testing.T) {
 	tr.has("a 20000 a/c 0")
 	give(t, between)
 	tr.has("a 0")
+}
+
+// What was lent to a container from further out can be lent on inside, and goes
+// back when nobody needs it.
+func TestKernelLoanOfALoan(t *testing.T) {
+	tr := plant(t, "100000", "a", "a/b", "a/c")
+	b := budgets(t, open(t))
+	outer := tr.take(b, "a", 5)
+	inner, err := b.Take(allowed, filepath.Join(tr.top, "a/b"), filepath.Join(tr.top, "a"), 5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.has("a 50000 a/b 50000")
+	if _, err := b.Take(allowed, filepath.Join(tr.top, "a/c"), filepath.Join(tr.top, "a"), 1); kind(err) != api.Limit {
+		t.Errorf("more than was lent to the container: %v", err)
+	}
+	give(t, outer)
+	tr.has("a 50000 a/b 50000")
+	give(t, inner)
+	tr.has("a 0 a/b 0")
+}
+
+// A loan that fails halfway leaves nothing behind.
+func TestKernelLoanUndone(t *testing.T) {
+	tr := plant(t, "100000", "a", "a/b")
+	tr.set("a/b", "cpu.rt_period_us", "3") // 1 of 3 is more than 5 percent
+	b := budgets(t, open(t))
+	if _, err := b.Take(allowed, filepath.Join(tr.top, "a/b"), tr.top, 5); kind(err) != api.Limit {
+		t.Errorf("%v", err)
+	}
+	tr.has("a 0 a/b 0")
+	if tr.marked("a") || tr.marked("a/b") {
+		t.Error("marked")
+	}
+	tr.set("a/b", "cpu.rt_period_us", "1000000")
+	give(t, tr.take(b, "a/b", 5))
+	tr.has("a 0 a/b 0")
 }
 
 // Shares count in the cgroup's own period.

@@ -385,7 +385,7 @@ func (g *Grants) Revoke(d privcheck.Decision, p *identity.Process) (unreached []
 	if err != nil {
 		return nil, forRequestor(err)
 	}
-	return g.revoke(e)
+	return g.revoke(e, time.Time{})
 }
 
 // RevokeAll is Revoke for everything that was given, for a daemon that ends.
@@ -394,9 +394,10 @@ func (g *Grants) RevokeAll() (unreached []int32, err error) {
 	all := slices.Clone(g.entries)
 	g.mu.Unlock()
 	var errs []error
+	until := time.Now().Add(chaseTime)
 	// The latest first: what they had inherited is another's.
 	for _, e := range slices.Backward(all) {
-		u, err := g.revoke(e)
+		u, err := g.revoke(e, until)
 		unreached = append(unreached, u...)
 		errs = append(errs, err)
 	}
@@ -447,7 +448,9 @@ func (e *entry) ended() bool {
 	return errors.Is(err, identity.ErrGone) || err == nil && started != e.Started
 }
 
-func (g *Grants) revoke(e *entry) ([]int32, error) {
+// revoke takes back what an entry says. until, if it is not zero, is when those who
+// fork and end all the time are chased no more.
+func (g *Grants) revoke(e *entry, until time.Time) ([]int32, error) {
 	if err := privileged(); err != nil {
 		return nil, err
 	}
@@ -462,6 +465,7 @@ func (g *Grants) revoke(e *entry) ([]int32, error) {
 	}
 	e.revoking = true
 	s := g.searchLocked(e)
+	s.until = until
 	g.mu.Unlock()
 
 	err := s.takeBack()

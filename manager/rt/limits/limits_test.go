@@ -289,18 +289,22 @@ func TestKernelRevokeDescendants(t *testing.T) {
 		(prlimit --rtprio=7:7 sleep 70003 &)
 		(nice -n -5 chrt -f 3 prlimit --rtprio=0:0 --nice=0:0 sh -c "sleep 70004 & exit" &)
 		prlimit --rttime=1000:1000 sh -c "sleep 70005 & exit"
+		nice -n -7 sleep 70006 &
 		sleep 0.3`)
 	if code != 0 {
 		t.Fatalf("%d: %s", code, out)
 	}
 	orphans := map[string]int{}
-	for _, s := range []string{"70001", "70002", "70003", "70004", "70005"} {
+	for _, s := range []string{"70001", "70002", "70003", "70004", "70005", "70006"} {
 		orphans[s] = sleepers(t, s, 1)[0]
 	}
 	for s, want := range map[string]uint32{"70001": unix.SCHED_FIFO, "70002": unix.SCHED_RR, "70004": unix.SCHED_FIFO} {
 		if policy, _ := policyOf(t, orphans[s]); policy != want {
 			t.Fatalf("%s: policy %d, want %d: it tests nothing", s, policy, want)
 		}
+	}
+	if _, nice := policyOf(t, orphans["70006"]); nice != -7 {
+		t.Fatalf("nice %d: it tests nothing", nice)
 	}
 	// These are nobody's of them.
 	neighbour := c.Spawn(harness.Spec{UID: 1000, GID: 1000})
@@ -317,7 +321,7 @@ func TestKernelRevokeDescendants(t *testing.T) {
 	}
 
 	revoke(t, g, p.HostPID)
-	for name, pid := range map[string]int{"itself": p.HostPID, "a child": child.HostPID, "a grandchild": grandchild.HostPID, "one without the mark": unmarked.HostPID, "one in a namespace below": below.HostPID, "an orphan": orphans["70001"], "one of another session": orphans["70002"], "one made earlier": earlier.HostPID} {
+	for name, pid := range map[string]int{"itself": p.HostPID, "a child": child.HostPID, "a grandchild": grandchild.HostPID, "one without the mark": unmarked.HostPID, "one in a namespace below": below.HostPID, "an orphan": orphans["70001"], "one of another session": orphans["70002"], "a nice one": orphans["70006"], "one made earlier": earlier.HostPID} {
 		if l := limitsOf(t, pid); !maps.Equal(l, had) {
 			t.Errorf("%s: %v, want %v", name, l, had)
 		}
@@ -493,7 +497,7 @@ func TestKernelLimitsOfAnEarlierDaemon(t *testing.T) {
 		t.Errorf("revoked by a descendant: %v", err)
 	}
 	p.Stop()
-	if list := g.List(); len(list) != 2 {
+	if list := grants(t, state).List(); len(list) != 2 {
 		t.Fatalf("the process has ended, its child has not: %+v", list)
 	}
 	revoke(t, g, orphan)

@@ -24,6 +24,8 @@ type search struct {
 	others []*entry
 	// found are the processes that have been dealt with, by pid: when they started.
 	found map[int32]string
+	// until is when the chase has to end, if not zero.
+	until time.Time
 	// seen are those that were listed in the last pass.
 	seen map[int32]bool
 	// left are those that were not reached.
@@ -50,7 +52,7 @@ const (
 	// chaseTime is how long those are looked for that may be ending and leaving
 	// children all the time, if nothing of theirs is found. It may be anybody who
 	// does.
-	chaseTime = time.Second
+	chaseTime = 2 * time.Second
 	// restPasses is how many passes in a row must find nobody, restTime how far
 	// apart: a child that was being forked is not seen until it is complete.
 	restPasses = 3
@@ -61,13 +63,17 @@ const (
 // found.
 func (s *search) takeBack() error {
 	begun := time.Now()
+	until := begun.Add(chaseTime)
+	if s.until.Before(until) && !s.until.IsZero() {
+		until = s.until
+	}
 	for rest := 0; rest < restPasses; rest++ {
 		found, lost, err := s.pass((*search).strip)
 		if err != nil {
 			return err
 		}
 		// One that ended unseen may have left a child that was not listed yet.
-		if lost && time.Since(begun) < chaseTime {
+		if lost && time.Now().Before(until) {
 			rest = -1
 			if err := s.chase(); err != nil {
 				return err
@@ -133,16 +139,26 @@ func (s *search) pass(f func(*search, *candidate) (bool, error)) (found, lost bo
 	return found, lost, nil
 }
 
-// chase looks at the latest processes again and again, for a moment: one that does
-// nothing but fork and end is met soon after it was made, or not at all.
+// chase looks at each of the latest processes as soon as there is one, for a moment:
+// one that does nothing but fork and end is met right after it was made, or not at
+// all.
 func (s *search) chase() error {
-	for end := time.Now().Add(chaseTime / 20); time.Now().Before(end); {
+	seen := map[int32]bool{}
+	for end := time.Now().Add(chaseTime / 10); time.Now().Before(end); {
 		last, err := lastPID()
 		if err != nil {
 			return err
 		}
 		for pid := last; pid > last-8 && pid > 0; pid-- {
-			if _, err := s.visit(pid, (*search).strip); err != nil && !errors.Is(err, identity.ErrGone) {
+			if seen[pid] {
+				continue
+			}
+			// The number is given out before there is a process to see.
+			_, err := s.visit(pid, (*search).strip)
+			switch {
+			case err == nil:
+				seen[pid] = true
+			case !errors.Is(err, identity.ErrGone):
 				return err
 			}
 		}
