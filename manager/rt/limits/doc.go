@@ -12,7 +12,8 @@
 //
 // A process that has a grant of its own does not, nor does an orphan of such a one: the
 // number and the uid tell. On the host, where others' services run, an orphan
-// counts only if one of its uids is that of the process that asked.
+// counts only if one of its uids is that of the process that asked, or it is in a user
+// namespace that this uid has made.
 //
 // What is given is noted in a file before it is given, for the next daemon.
 package limits

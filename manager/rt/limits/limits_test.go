@@ -400,6 +400,34 @@ func TestKernelRevokeOnTheHost(t *testing.T) {
 	}
 }
 
+// A user of the host does not get away in a container of his own, under another
+// uid.
+func TestKernelRevokeInAUsersContainer(t *testing.T) {
+	harness.Require(t, "root", "sysresource", "vm") // with a user who has more uids
+	g := grants(t, t.TempDir())
+	p := harness.Start(t, harness.Spec{UID: 1000, GID: 1000})
+	give(t, g, p)
+	if out, code := p.Exec(nil, "/bin/sh", "-c", `exec 2>&1 >/dev/null
+		unshare --user --map-auto --map-root-user setpriv --reuid 5 --clear-groups chrt -f 5 sleep 70051 2>/dev/null &
+		sleep 1`); code != 0 || out != "" {
+		t.Fatalf("%d: %s", code, out)
+	}
+	orphan := sleepers(t, "70051", 1)[0]
+	handle := open(t, orphan)
+	defer func() { _ = unix.PidfdSendSignal(handle.PidFD(), unix.SIGKILL, nil, 0) }()
+	st, err := handle.Status()
+	if err != nil || st.UIDs[0] < 100000 {
+		t.Fatalf("its uid is %d, %v: it tests nothing", st.UIDs[0], err)
+	}
+	if policy, _ := policyOf(t, orphan); policy != unix.SCHED_FIFO {
+		t.Fatalf("its policy is %d: it tests nothing", policy)
+	}
+	revoke(t, g, p.HostPID)
+	if policy, _ := policyOf(t, orphan); policy != unix.SCHED_NORMAL || limitsOf(t, orphan)["rtprio"] != "0 0" {
+		t.Errorf("policy %d, %v", policy, limitsOf(t, orphan))
+	}
+}
+
 // A thread with a grant of its own keeps that, and processes with limits of their
 // own keep those, with what descends from them.
 func TestKernelRevokeSparesOtherGrants(t *testing.T) {

@@ -275,7 +275,11 @@ func (s *search) marked(c *candidate) (bool, error) {
 			return false, nil
 		}
 	}
-	return s.Container != identity.Container{} || slices.Contains(uids, s.UID), nil
+	if s.Container != (identity.Container{}) || slices.Contains(uids, s.UID) {
+		return true, nil
+	}
+	makers, err := s.g.host.Makers(c.Process)
+	return slices.Contains(makers, s.UID), err
 }
 
 // strip takes from c what the grant gave, and its realtime. It reports whether there
