@@ -111,6 +111,18 @@ func (j *judge) add(i int, now, used time.Duration, realtime bool, share int32, 
 	j.due = min(j.due, now+j.tick())
 }
 
+// inherit has a thread that was granted realtime again, in another slot, judged by what
+// it took in the one before: who asks often would never have a period behind it.
+func (j *judge) inherit(i, before int) {
+	to, from := &j.slots[i], &j.slots[before]
+	if from.state != granted {
+		return
+	}
+	now := to.samples[history-1]
+	to.n, to.samples, to.again = from.n, from.samples, from.again
+	to.sampled(now.at, now.used)
+}
+
 // sampled notes what the thread has taken up to now.
 func (s *slot) sampled(now, used time.Duration) {
 	copy(s.samples[:], s.samples[1:])

@@ -57,6 +57,31 @@ func TestKernelWatchdogHog(t *testing.T) {
 	})
 }
 
+// A hog that is granted it again and again, under another ID each time, is none the
+// less one.
+func TestKernelWatchdogGrantedAgain(t *testing.T) {
+	harness.Require(t, "root")
+	k := newKennel(t, Config{})
+	bad := newSpinner(t, hog, 20, 0)
+	k.watch(bad)
+	for range 10 {
+		time.Sleep(400 * time.Millisecond)
+		again := bad.Grant
+		again.ID++
+		if err := k.Watch(again); err != nil {
+			t.Fatal(err)
+		}
+		k.Unwatch(bad.ID)
+		bad.Grant = again
+		if !bad.realtime() {
+			break
+		}
+	}
+	if bad.realtime() {
+		t.Error("it was not demoted within four periods")
+	}
+}
+
 // The same with the periods that are the default.
 func TestKernelWatchdogDefaultPeriod(t *testing.T) {
 	harness.Require(t, "root")

@@ -392,7 +392,18 @@ func (d *dog) watch(o order) {
 		st = suspended
 		d.judge.starved = max(d.judge.starved, now)
 	}
-	d.judge.add(i, now, used, isRealtime(uint32(o.grant.Policy)), o.grant.Share, st)
+	realtime := isRealtime(uint32(o.grant.Policy))
+	d.judge.add(i, now, used, realtime, o.grant.Share, st)
+	for before := range d.threads {
+		if b := &d.threads[before].grant; before != i && realtime && b.same(&o.grant) && isRealtime(uint32(b.Policy)) {
+			d.judge.inherit(i, before)
+		}
+	}
+}
+
+// same reports whether two grants are the same thread's.
+func (g *Grant) same(other *Grant) bool {
+	return g.PID == other.PID && g.TID == other.TID && g.Started == other.Started
 }
 
 func (d *dog) release(i int) {
