@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -73,21 +74,30 @@ func (c *call) refusedForNow() error {
 	return api.Errorf(api.Denied, "%s: recovering from a lockup, nothing is granted for another %d s", c.op, int(left.Seconds())+1)
 }
 
-// chargedTo names the accounts of those who ask: all but the proxies, who act for
-// others.
+// askers are those who ask: all parties but the proxies, who act for others.
+func (c *call) askers() []*party {
+	var all []*party
+	for i := range c.parties {
+		if p := &c.parties[i]; p.role != proxy || i == 0 {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// chargedTo names the accounts of those who ask.
 func (c *call) chargedTo() ([]string, error) {
 	var all []string
-	for i := range c.parties {
-		p := &c.parties[i]
-		if p.role == proxy && i > 0 {
-			continue
-		}
+	for _, p := range c.askers() {
 		names, err := c.m.accounts(p.proc, p.cred.UID)
 		if err != nil {
 			return nil, err
 		}
 		if len(names) == 0 {
 			names = []string{"uid:0"} // nobody is without limits here
+		}
+		if names, err = c.m.ofContainer(names, p); err != nil {
+			return nil, err
 		}
 		for _, n := range names {
 			if !slices.Contains(all, n) {
@@ -96,6 +106,32 @@ func (c *call) chargedTo() ([]string, error) {
 		}
 	}
 	return all, nil
+}
+
+// ofContainer has the uid of one in a container be its container's own: the host's
+// user with that number, and those of other containers, are others. What it gains is
+// bounded by the container's account. The uid of who made the container stays.
+func (m *Manager) ofContainer(names []string, p *party) ([]string, error) {
+	outermost := ""
+	for _, n := range names {
+		if !strings.HasPrefix(n, "uid:") {
+			outermost = n
+		}
+	}
+	if outermost == "" {
+		return names, nil
+	}
+	makers, err := m.host.Makers(p.proc)
+	if err != nil || slices.Contains(makers, p.cred.UID) && p.cred.UID != 0 {
+		return names, err
+	}
+	own := fmt.Sprintf("uid:%d", p.cred.UID)
+	for i, n := range names {
+		if n == own {
+			names[i] = own + "@" + outermost
+		}
+	}
+	return names, nil
 }
 
 // realtime turns what goes wrong with a request about realtime into an error for
@@ -260,17 +296,20 @@ func (c *call) grant(w rt.Want, subject string, openProcess, openThread func(*gr
 	if err != nil {
 		return fail(err)
 	}
+	// Bytes that root wrote to somebody's connection are not root's request.
+	var a rt.Allowance
+	var to identity.Scheduling
+	for _, p := range c.askers() {
+		if a, err = s.Allow(&rt.Asker{
+			UID: p.cred.UID, Accounts: accounts, HostRoot: p.r.HostRoot(), Outside: p.r.Outside(), Target: target, Process: g.process,
+		}, w); err != nil {
+			return fail(err)
+		}
+		if to, err = a.Fit(w); err != nil {
+			return fail(err)
+		}
+	}
 	r := c.r()
-	a, err := s.Allow(&rt.Asker{
-		UID: r.cred.UID, Accounts: accounts, HostRoot: r.r.HostRoot(), Outside: r.r.Outside(), Target: target, Process: g.process,
-	}, w)
-	if err != nil {
-		return fail(err)
-	}
-	to, err := a.Fit(w)
-	if err != nil {
-		return fail(err)
-	}
 	if err := s.Act(accounts); err != nil {
 		return fail(err)
 	}

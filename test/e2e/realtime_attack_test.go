@@ -126,6 +126,47 @@ func TestKernelRealtimeAttackExec(t *testing.T) {
 	})
 }
 
+// What root writes to a connection that somebody else has opened is no request of
+// root's, who needs no rule.
+func TestKernelRealtimeAttackOpener(t *testing.T) {
+	w := newRealtimeWorld(t)
+	p := w.user(2000)
+	c := p.MustDial(w.sock)
+	values, err := c.RT("MakeThreadRealtime", uint64(0), uint32(5))
+	w.answers("a user whom no rule names", rtDenied, values, err)
+	values, err = c.Give(w.p).RT("MakeThreadRealtimeWithPID", uint64(p.PID), uint64(0), uint32(5))
+	w.answers("root, on that user's connection", rtDenied, values, err)
+	w.is(p, uint64(p.PID), "other 0")
+	values, err = w.p.MustDial(w.sock).RT("MakeThreadRealtimeWithPID", uint64(p.PID), uint64(0), uint32(5))
+	w.answers("root, on its own", rtGranted, values, err)
+}
+
+// Containers that share their uids with each other and with the host have limits of
+// their own all the same: one that is at its limit leaves the others theirs.
+func TestKernelRealtimeAttackSharedUID(t *testing.T) {
+	w := newRealtimeWorld(t, "--threads-per-user-max=2")
+	w.policy("[[rule]]\ncontainer = \"any\"\n")
+	w.d.terminate()
+	w.d = w.start()
+	try := func(what string, p *harness.Proc, tid uint64, want harness.DBusError) {
+		t.Helper()
+		c := p.MustDial(w.sock)
+		defer c.Close()
+		values, err := c.RT("MakeThreadHighPriority", tid, int32(-3))
+		w.answers(what, want, values, err)
+	}
+	for _, uid := range []uint32{0, 1000} {
+		name := fmt.Sprint("uid ", uid, ": ")
+		one := harness.Start(t, harness.Spec{PIDNS: true}).Spawn(harness.Spec{UID: uid, GID: uid})
+		for i, tid := range w.threads(one, 3) {
+			try(fmt.Sprint(name, "thread ", i), one, tid, []harness.DBusError{rtGranted, rtGranted, rtBusy}[i])
+		}
+		other := harness.Start(t, harness.Spec{PIDNS: true}).Spawn(harness.Spec{UID: uid, GID: uid})
+		try(name+"another container", other, 0, rtGranted)
+		try(name+"the host", harness.Start(t, harness.Spec{UID: uid, GID: uid}), 0, rtGranted)
+	}
+}
+
 func comm(pid int) string {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 	return string(b)
