@@ -1,0 +1,359 @@
+package rt
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs"
+	"cgmanager/cgfs/cgtest"
+	"cgmanager/manager/identity"
+	"cgmanager/manager/rt/watchdog"
+	"cgmanager/privcheck"
+)
+
+// executesEnv makes the test's program one that a second thread of executes another.
+const executesEnv = "CGM_TEST_EXECUTES"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(executesEnv) != "" {
+		executes()
+	}
+	os.Exit(m.Run())
+}
+
+// executes says the number of its second thread, which runs sleep(1) when it is told.
+func executes() {
+	runtime.LockOSThread() // the first
+	go func() {
+		runtime.LockOSThread()
+		fmt.Println(unix.Gettid())
+		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+		panic(syscall.Exec("/bin/sleep", []string{"sleep", "20"}, nil))
+	}()
+	select {}
+}
+
+func openService(t *testing.T, state string) *Service {
+	t.Helper()
+	cgtest.Require(t, cgtest.Root)
+	set, err := cgfs.Open(cgfs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = set.Close() })
+	host, err := identity.NewHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := logrus.New()
+	log.SetOutput(t.Output())
+	s, err := Open(Config{
+		Scheduling: unix.SCHED_RR, MaxPriority: 20, MinNice: -15, RTTimeMax: 200000,
+		Limits:   Limits{Users: 10, Processes: 10, Threads: 10, Actions: 100, Burst: time.Second, Refuse: time.Second},
+		Watchdog: watchdog.Config{NoCanary: true}, PolicyFile: filepath.Join(state, "none"), State: state,
+	}, set, host, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// sleeper starts a process, and returns handles on it and its thread.
+func sleeper(t *testing.T) (*identity.Process, *identity.Thread) {
+	t.Helper()
+	return handles(t, int32(cgtest.Child(t, "sleep", "300")), 0)
+}
+
+func handles(t *testing.T, pid, tid int32) (*identity.Process, *identity.Thread) {
+	t.Helper()
+	p, err := identity.Open(pid, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	if tid == 0 {
+		tid = pid
+	}
+	th, err := p.Thread(tid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, th
+}
+
+func order(t *testing.T, s *Service, p *identity.Process, th *identity.Thread, to identity.Scheduling) *Order {
+	t.Helper()
+	name, err := ProcessOf(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Reserve([]string{"uid:0"}, Thread{Process: name, TID: th.TID(), ThreadStarted: th.Started()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Cancel)
+	return &Order{
+		Reservation: r, Thread: th, To: to, Top: "/",
+		Verify: func() (privcheck.Decision, error) { return privcheck.RealtimeKept(true), nil },
+	}
+}
+
+var rr10 = identity.Scheduling{Policy: unix.SCHED_RR, Priority: 10}
+
+func isNow(t *testing.T, tid int32, policy, priority uint32, nice int32) {
+	t.Helper()
+	a, err := unix.SchedGetAttr(int(tid), 0)
+	if err != nil || a.Policy != policy || a.Priority != priority || a.Nice != nice {
+		t.Errorf("thread %d is %+v (%v), want policy %d, priority %d, nice %d", tid, a, err, policy, priority, nice)
+	}
+}
+
+// What is not in order right before the act leaves the thread as it is; right after
+// it, the thread has nothing any more (rows 15, 17 and 19 of the table).
+func TestKernelGrantUndone(t *testing.T) {
+	s := openService(t, t.TempDir())
+	defer s.Close(false)
+	no := errors.New("no")
+	for _, before := range []bool{false, true} {
+		p, th := sleeper(t)
+		tid := th.TID()
+		want := [2]uint32{unix.SCHED_NORMAL, 0}
+		if before {
+			if err := s.Grant(order(t, s, p, th, identity.Scheduling{Policy: unix.SCHED_FIFO, Priority: 3})); err != nil {
+				t.Fatal(err)
+			}
+			want = [2]uint32{unix.SCHED_FIFO, 3}
+			_, th = handles(t, p.PID(), 0)
+		}
+		o := order(t, s, p, th, rr10)
+		o.Verify = func() (privcheck.Decision, error) { return privcheck.Decision{}, no }
+		if err := s.Grant(o); !errors.Is(err, no) {
+			t.Errorf("refused before: %v", err)
+		}
+		isNow(t, tid, want[0], want[1], 0)
+		o.Verify = func() (privcheck.Decision, error) { return privcheck.Decision{}, nil }
+		if err := s.Grant(o); !errors.Is(err, unix.EPERM) && !strings.Contains(fmt.Sprint(err), "not decided") {
+			t.Errorf("not decided: %v", err)
+		}
+		isNow(t, tid, want[0], want[1], 0)
+		n := 0
+		o.Verify = func() (privcheck.Decision, error) {
+			if n++; n == 2 {
+				isNow(t, tid, unix.SCHED_RR, 10, 0)
+				return privcheck.Decision{}, no
+			}
+			return privcheck.RealtimeKept(true), nil
+		}
+		if err := s.Grant(o); !errors.Is(err, no) {
+			t.Errorf("refused after: %v", err)
+		}
+		isNow(t, tid, unix.SCHED_NORMAL, 0, 0)
+		if g := s.List(); len(g) != 0 {
+			t.Errorf("granted after all: %v", g)
+		}
+		th.Close()
+	}
+}
+
+// A thread that ends at the last moment: nobody has got anything.
+func TestKernelGrantGone(t *testing.T) {
+	s := openService(t, t.TempDir())
+	defer s.Close(false)
+	p, th := sleeper(t)
+	defer th.Close()
+	o := order(t, s, p, th, rr10)
+	o.Verify = func() (privcheck.Decision, error) {
+		_ = unix.PidfdSendSignal(p.PidFD(), unix.SIGKILL, nil, 0)
+		cgtest.Eventually(t, 5*time.Second, "the process ends", func() bool { return !th.Alive() })
+		return privcheck.RealtimeKept(true), nil
+	}
+	if err := s.Grant(o); !errors.Is(err, identity.ErrGone) {
+		t.Errorf("granted to one that ended: %v", err)
+	}
+	if g := s.List(); len(g) != 0 {
+		t.Errorf("granted: %v", g)
+	}
+}
+
+// A thread that executes another program goes on as the first thread of its process,
+// as it was scheduled, and under another number.
+func TestKernelGrantFollows(t *testing.T) {
+	s := openService(t, t.TempDir())
+	defer s.Close(false)
+	for _, end := range []string{"sweep", "revoke"} {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), executesEnv+"=1")
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		})
+		var tid int32
+		if _, err := fmt.Fscan(out, &tid); err != nil {
+			t.Fatal(err)
+		}
+		pid := int32(cmd.Process.Pid)
+		p, th := handles(t, pid, tid)
+		if tid == pid {
+			t.Fatal("the second thread is the first")
+		}
+		if err := s.Grant(order(t, s, p, th, rr10)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := fmt.Fprintln(in); err != nil {
+			t.Fatal(err)
+		}
+		cgtest.Eventually(t, 5*time.Second, "it runs sleep", func() bool {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			return err == nil && string(b) == "sleep\n"
+		})
+		isNow(t, pid, unix.SCHED_RR, 10, 0) // else there is nothing to follow
+		if end == "sweep" {
+			g := s.Current()
+			if len(g) != 1 || g[0].Thread.TID != pid {
+				t.Errorf("granted to %v, want the first thread of %d", g, pid)
+			}
+		}
+		if n := s.Revoke(); n != 1 {
+			t.Errorf("%d threads demoted, want 1", n)
+		}
+		isNow(t, pid, unix.SCHED_NORMAL, 0, 0)
+	}
+}
+
+// What a thread made of itself is not undone.
+func TestKernelRevokeSpares(t *testing.T) {
+	s := openService(t, t.TempDir())
+	defer s.Close(false)
+	p, th := sleeper(t)
+	if err := s.Grant(order(t, s, p, th, rr10)); err != nil {
+		t.Fatal(err)
+	}
+	// Somebody privileged has made it realtime for good.
+	attr := unix.SchedAttr{Policy: unix.SCHED_FIFO, Priority: 30}
+	if err := unix.SchedSetAttr(int(p.PID()), &attr, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Revoke(); n != 0 {
+		t.Errorf("%d threads demoted, want none", n)
+	}
+	isNow(t, p.PID(), unix.SCHED_FIFO, 30, 0)
+}
+
+// The journal is read whatever is in it.
+func TestKernelJournal(t *testing.T) {
+	state := t.TempDir()
+	s := openService(t, state)
+	p, th := sleeper(t)
+	q, _ := sleeper(t)
+	if err := s.Grant(order(t, s, p, th, rr10)); err != nil {
+		t.Fatal(err)
+	}
+	s.Close(true)
+	isNow(t, p.PID(), unix.SCHED_RR, 10, 0)
+	path := filepath.Join(state, "grants")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	boot, line, _ := strings.Cut(text, "\n")
+	another := strings.ReplaceAll(line, fmt.Sprintf(":%d,", p.PID()), fmt.Sprintf(":%d,", q.PID()))
+	for name, c := range map[string]struct {
+		text string
+		want int
+	}{
+		"as it was":            {text, 1},
+		"a torn line":          {text + `{"Grant":{"ID":7,"Thr`, 1},
+		"rubbish":              {boot + "\n\x00\xff\n[]\n" + line, 1},
+		"another boot":         {"{\"Boot\":\"x\"}\n" + line, 0},
+		"no boot":              {line, 0},
+		"empty":                {"", 0},
+		"ended":                {text + "{\"Ended\":1}\n", 0},
+		"another's start":      {strings.ReplaceAll(text, "Started\":", "Started\":1"), 0},
+		"twice":                {text + line, 1},
+		"one who has it not":   {boot + "\n" + another, 0},
+		"no such process":      {boot + "\n" + strings.ReplaceAll(line, fmt.Sprintf(":%d,", p.PID()), ":-1,"), 0},
+		"a line without bound": {text + strings.Repeat("x", 2<<20), 1},
+	} {
+		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := openService(t, state)
+		if n := len(s.List()); n != c.want {
+			t.Errorf("%s: %d grants are taken up, want %d", name, n, c.want)
+		}
+		isNow(t, q.PID(), unix.SCHED_NORMAL, 0, 0)
+		s.Close(true)
+	}
+	// Not the daemon's own file.
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	if err := os.WriteFile(elsewhere, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, path); err != nil {
+		t.Fatal(err)
+	}
+	s = openService(t, state)
+	if n := len(s.List()); n != 0 {
+		t.Errorf("%d grants are taken up through a link", n)
+	}
+	s.Close(false)
+	if b, err := os.ReadFile(elsewhere); err != nil || string(b) != text {
+		t.Errorf("what the link names was changed: %q, %v", b, err)
+	}
+	if left, err := os.ReadDir(state); err != nil || len(left) != 0 {
+		t.Errorf("left in the state directory: %v, %v", left, err)
+	}
+}
+
+// Grant after grant the journal stays short.
+func TestKernelJournalShort(t *testing.T) {
+	state := t.TempDir()
+	s := openService(t, state)
+	defer s.Close(false)
+	p, th := sleeper(t)
+	for i := range 3 * slack {
+		o := order(t, s, p, th, identity.Scheduling{Policy: unix.SCHED_NORMAL, Nice: int32(-1 - i%10)})
+		if err := s.Grant(o); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if th, err = p.Thread(p.PID()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	th.Close()
+	b, err := os.ReadFile(filepath.Join(state, "grants"))
+	if n := strings.Count(string(b), "\n"); err != nil || n > slack+10 {
+		t.Errorf("the journal has %d lines (%v)", n, err)
+	}
+	if n := len(s.List()); n != 1 {
+		t.Errorf("%d grants, want 1", n)
+	}
+}
