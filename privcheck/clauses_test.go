@@ -585,3 +585,38 @@ func TestUIDZeroIsNotRoot(t *testing.T) {
 		}
 	}
 }
+
+func TestRealtime(t *testing.T) {
+	task := func(uids ...uint32) RealtimeTask { return RealtimeTask{Visible: true, Within: true, UIDs: uids} }
+	hidden, around := task(1000), task(1000)
+	hidden.Visible, around.Within = false, false
+	check(t, []row{
+		{"its own", Realtime(owner, task(1000, 1000, 1000)), "10/2 own uid"},
+		{"another's", Realtime(owner, task(1001)), "no 10/2 uid"},
+		{"root's", Realtime(owner, task(0)), "no 10/2 uid"},
+		{"one thread is root's", Realtime(owner, task(1000, 1000, 1000, 1000, 0, 1000)), "no 10/2 uid"},
+		{"a setuid program", Realtime(owner, task(1000, 0, 0)), "no 10/2 uid"},
+		{"not visible", Realtime(owner, hidden), "no 10 invisible"},
+		{"around its user namespace", Realtime(owner, around), "no 10 namespace"},
+		{"nothing known", Realtime(owner, RealtimeTask{Visible: true, Within: true}), "no 10/2 unknown"},
+		{"unknown ids", Realtime(owner, task(NoID)), "no 10/2 uid"},
+		{"host root, anybody's", Realtime(hostRoot, task(1000, 0, 100000)), "10/2 root"},
+		{"host root, not visible", Realtime(hostRoot, hidden), "no 10 invisible"},
+		{"a service without capabilities", Realtime(noCaps, task(1000)), "no 10/2 uid"},
+		{"its own, without capabilities", Realtime(noCaps, task(0)), "10/2 own uid"},
+		{"root of a container, its user's", Realtime(ctRoot, task(101000)), "10/2 root"},
+		{"root of a container, the host's", Realtime(ctRoot, task(1000)), "no 10/2 uid"},
+		{"root of a container, the host's of its uids", Realtime(ctRoot, RealtimeTask{Visible: true, UIDs: []uint32{101000}}), "no 10 namespace"},
+		{"a container's user, its own", Realtime(ctUser, task(101000)), "10/2 own uid"},
+		{"a container's user, its root's", Realtime(ctUser, task(100000)), "no 10/2 uid"},
+		{"without maps", Realtime(unmapped, task(1000)), "no 10/2 uid"},
+		{"all threads: host root", RealtimeAll(hostRoot), "10 host root"},
+		{"all threads: a user", RealtimeAll(owner), "no 10 host root"},
+		{"all threads: uid 0 without capabilities", RealtimeAll(noCaps), "no 10 host root"},
+		{"all threads: a container's root", RealtimeAll(ctRoot), "no 10 host root"},
+		{"all threads: a privileged container's root", RealtimeAll(privRoot), "no 10 host root"},
+		{"all threads: in a cgroup namespace", RealtimeAll(pidHost), "no 10 host root"},
+		{"kept", RealtimeKept(true), "10 kept"},
+		{"another thread", RealtimeKept(false), "no 10 kept"},
+	})
+}

@@ -43,8 +43,6 @@ type Config struct {
 	PolicyFile string
 	// Bus is the address of the bus on which polkit is asked, "" the system's.
 	Bus string
-	// OnExit is called after Exit has taken everything back. May be nil.
-	OnExit func()
 	// State is the directory in which is noted what the next daemon must know.
 	State string
 }
@@ -60,7 +58,7 @@ type Service struct {
 	limits   *limits.Grants
 	budgets  *budget.Budgets
 	watchdog *watchdog.Supervisor
-	ended    atomic.Bool // by Exit
+	ended    atomic.Bool // by Exit, or Close
 
 	asking asking
 	events events
@@ -248,6 +246,7 @@ func (s *Service) watchLocked(g *Grant) error {
 // Close ends the service. With leave the next daemon takes up what is granted, else
 // it is taken back.
 func (s *Service) Close(leave bool) {
+	s.ended.Store(true) // a request may be under way, for want of polkit's answer
 	if !leave {
 		s.Revoke()
 		s.revokeAllLimits()
@@ -290,9 +289,6 @@ func (s *Service) Exit() int {
 	s.ended.Store(true)
 	n := s.Revoke()
 	s.revokeAllLimits()
-	if s.OnExit != nil {
-		s.OnExit()
-	}
 	return n
 }
 

@@ -167,6 +167,43 @@ func TestKernelGrantUndone(t *testing.T) {
 	}
 }
 
+// What is not decided, or is not there any more, is not done.
+func TestKernelSchedule(t *testing.T) {
+	cgtest.Require(t, cgtest.Root)
+	p, th := sleeper(t)
+	defer th.Close()
+	if err := schedule(privcheck.Decision{}, th, rr10); !errors.Is(err, unix.EPERM) {
+		t.Errorf("not decided: %v", err)
+	}
+	isNow(t, th.TID(), unix.SCHED_NORMAL, 0, 0)
+	if err := schedule(privcheck.RealtimeKept(true), th, rr10); err != nil {
+		t.Error(err)
+	}
+	isNow(t, th.TID(), unix.SCHED_RR, 10, 0)
+	_ = unix.PidfdSendSignal(p.PidFD(), unix.SIGKILL, nil, 0)
+	cgtest.Eventually(t, 5*time.Second, "the process ends", func() bool { return !th.Alive() })
+	if err := schedule(privcheck.RealtimeKept(true), th, rr10); !errors.Is(err, identity.ErrGone) {
+		t.Errorf("a thread that ended: %v", err)
+	}
+}
+
+// A request that is under way when the daemon ends gets nothing, and one about what is
+// granted does no harm.
+func TestKernelClosed(t *testing.T) {
+	s := openService(t, t.TempDir())
+	p, th := sleeper(t)
+	defer th.Close()
+	o := order(t, s, p, th, rr10)
+	s.Close(false)
+	if err := s.Grant(o); !errors.Is(err, ErrExited) {
+		t.Errorf("granted by one that is closed: %v", err)
+	}
+	isNow(t, th.TID(), unix.SCHED_NORMAL, 0, 0)
+	if g := s.Current(); len(g) != 0 || s.Revoke() != 0 {
+		t.Errorf("granted: %v", g)
+	}
+}
+
 // A thread that ends at the last moment: nobody has got anything.
 func TestKernelGrantGone(t *testing.T) {
 	s := openService(t, t.TempDir())
