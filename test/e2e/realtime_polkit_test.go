@@ -26,7 +26,7 @@ polkit.addRule(function(action, subject) {
 // TestKernelRealtimePolkit: Debian's polkitd is asked, with the actions that are
 // installed, where no rule of ours decides; and nobody waits for it but who needs it.
 func TestKernelRealtimePolkit(t *testing.T) {
-	harness.Require(t, "root", "userns")
+	harness.Require(t, "root", "userns", harness.Polkitd)
 	bus := harness.StartBus(t)
 	actions, err := os.ReadFile("../../packaging/polkit-1/actions/org.freedesktop.RealtimeKit1.policy")
 	if err != nil {

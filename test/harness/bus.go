@@ -147,14 +147,15 @@ func (b *Bus) Owned(name string) bool {
 	return conn.BusObject().Call("org.freedesktop.DBus.NameHasOwner", 0, name).Store(&owned) == nil && owned
 }
 
-const polkitd = "/usr/lib/polkit-1/polkitd"
+// Polkitd is the daemon of polkit, which has no place in PATH.
+const Polkitd = "/usr/lib/polkit-1/polkitd"
 
 // StartPolkit starts Debian's polkitd on the bus, with these rules (JavaScript,
 // polkit(8)) and no action but those that the text says (XML, polkit(8)). It ends
 // with the test, or when it is stopped.
 func (b *Bus) StartPolkit(rules, actions string) *BusProgram {
 	b.t.Helper()
-	Require(b.t, "root", polkitd)
+	Require(b.t, "root", Polkitd)
 	dir := PublicDir(b.t)
 	for name, text := range map[string]string{"rules.d/10-test.rules": rules, "actions/test.policy": actions} {
 		path := filepath.Join(dir, name)
@@ -168,7 +169,7 @@ func (b *Bus) StartPolkit(rules, actions string) *BusProgram {
 	cmd := exec.Command("sh", "-ec", `
 		mount --bind "$0/rules.d" /etc/polkit-1/rules.d
 		mount --bind "$0/actions" /usr/share/polkit-1/actions
-		exec `+polkitd+` --no-debug`, dir)
+		exec `+Polkitd+` --no-debug`, dir)
 	cmd.Env = append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS="+b.Address)
 	cmd.SysProcAttr = deathsig()
 	cmd.SysProcAttr.Unshareflags = unix.CLONE_NEWNS
