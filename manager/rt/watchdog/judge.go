@@ -42,6 +42,7 @@ type slot struct {
 	state   state
 	share   time.Duration // of CPU time over a period; 0: it may take all
 	again   bool          // it was restored before, once
+	began   time.Duration // when it was granted what it has
 	n       int
 	samples [history]sample // the last n are at the end, the newest last
 }
@@ -102,7 +103,7 @@ func (j *judge) begin(now, boot time.Duration) {
 // look is soon: it shows whether the thread has begun at once.
 func (j *judge) add(i int, now, used time.Duration, realtime bool, share int32, st state) {
 	s := &j.slots[i]
-	*s = slot{state: st}
+	*s = slot{state: st, began: now}
 	if share == 0 && realtime {
 		share = defaultShare
 	}
@@ -111,16 +112,15 @@ func (j *judge) add(i int, now, used time.Duration, realtime bool, share int32, 
 	j.due = min(j.due, now+j.tick())
 }
 
-// inherit has a thread that was granted realtime again, in another slot, judged by what
-// it took in the one before: who asks often would never have a period behind it.
-func (j *judge) inherit(i, before int) {
-	to, from := &j.slots[i], &j.slots[before]
-	if from.state != granted {
-		return
+// goOn has slot i go on with what was seen of its thread under the grant before:
+// whoever is granted something anew would else begin afresh, and could take all by
+// asking again and again. What a thread took while it might take all counts only if
+// that was not for long: it may have been realtime until then.
+func (j *judge) goOn(i int, before *slot) {
+	s := &j.slots[i]
+	if before.n > 0 && (before.share != 0 || s.began-before.began < j.period) {
+		s.again, s.n, s.samples = before.again, before.n, before.samples
 	}
-	now := to.samples[history-1]
-	to.n, to.samples, to.again = from.n, from.samples, from.again
-	to.sampled(now.at, now.used)
 }
 
 // sampled notes what the thread has taken up to now.

@@ -2,6 +2,7 @@ package watchdog
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -264,6 +265,36 @@ func TestJudgeIdle(t *testing.T) {
 	p.until(660 * second)
 	if n := p.wakes - before; n > 60 {
 		t.Errorf("%d looks in 10 minutes", n)
+	}
+}
+
+// Who hogs is not spared for asking again and again, whatever for; who hogged while it
+// was allowed to is.
+func TestJudgeGrantedAnew(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		// asks are the times of grants, and whether they are of realtime.
+		asks map[time.Duration]bool
+		want []string
+	}{
+		{"nothing", nil, []string{"9s demoted 0"}},
+		{"realtime", map[time.Duration]bool{3 * second: true, 6 * second: true, 8500 * time.Millisecond: true}, []string{"9s demoted 0"}},
+		{"a nice level between", map[time.Duration]bool{6 * second: false, 7 * second: true}, []string{"9s demoted 0"}},
+		{"a nice level for a period before", map[time.Duration]bool{0: false, 30 * second: true}, []string{"39s demoted 0"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := newPlay(steady(1, 0))
+			for _, at := range slices.Sorted(maps.Keys(c.asks)) {
+				p.until(at)
+				before := p.j.slots[0]
+				p.j.add(0, p.now, p.used[0], c.asks[at], 0, granted)
+				p.j.goOn(0, &before)
+			}
+			p.until(60 * second)
+			if !slices.Equal(p.happening, c.want) {
+				t.Errorf("%q, want %q", p.happening, c.want)
+			}
+		})
 	}
 }
 

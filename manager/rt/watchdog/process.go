@@ -358,7 +358,20 @@ func (d *dog) find(id uint64) int {
 	return -1
 }
 
+// before returns what was seen of the thread of g under a grant that it has already,
+// nothing if it has none.
+func (d *dog) before(g *Grant) slot {
+	for i := range d.threads {
+		has := &d.threads[i].grant
+		if d.judge.slots[i].state == granted && has.TID == g.TID && has.Started == g.Started {
+			return d.judge.slots[i]
+		}
+	}
+	return slot{}
+}
+
 func (d *dog) watch(o order) {
+	before := d.before(&o.grant)
 	if i := d.find(o.grant.ID); i >= 0 {
 		d.release(i)
 	}
@@ -392,18 +405,8 @@ func (d *dog) watch(o order) {
 		st = suspended
 		d.judge.starved = max(d.judge.starved, now)
 	}
-	realtime := isRealtime(uint32(o.grant.Policy))
-	d.judge.add(i, now, used, realtime, o.grant.Share, st)
-	for before := range d.threads {
-		if b := &d.threads[before].grant; before != i && realtime && b.same(&o.grant) && isRealtime(uint32(b.Policy)) {
-			d.judge.inherit(i, before)
-		}
-	}
-}
-
-// same reports whether two grants are the same thread's.
-func (g *Grant) same(other *Grant) bool {
-	return g.PID == other.PID && g.TID == other.TID && g.Started == other.Started
+	d.judge.add(i, now, used, isRealtime(uint32(o.grant.Policy)), o.grant.Share, st)
+	d.judge.goOn(i, &before)
 }
 
 func (d *dog) release(i int) {
