@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"cgmanager/manager/identity"
 )
 
 // Limits bound what an account may have. An account is a uid of the host or a
@@ -287,13 +289,14 @@ func (l *Ledger) Of(t Thread) (Grant, bool) {
 	return Grant{}, false
 }
 
-// Granted reports whether a thread has a grant, by the daemon's numbers.
-func (l *Ledger) Granted(pid, tid int32) bool {
+// Granted reports whether a thread, by the daemon's numbers, is scheduled so, or
+// better, by a grant.
+func (l *Ledger) Granted(pid, tid int32, now identity.Scheduling) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for t := range l.threads {
+	for t, g := range l.threads {
 		if t.PID == pid && t.TID == tid {
-			return true
+			return g.covers(now)
 		}
 	}
 	return false

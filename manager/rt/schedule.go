@@ -19,13 +19,16 @@ func relevant(s identity.Scheduling) bool {
 // explains reports whether a thread that was granted g can have come to be scheduled
 // so by itself: everybody may take less than they have.
 func (g *Grant) explains(s identity.Scheduling) bool {
-	switch {
-	case realtime(s.Policy):
+	// Or it has the nice level that it had before.
+	return g.covers(s) || realtime(g.Policy) && !realtime(s.Policy)
+}
+
+// covers reports whether what a thread has is what it was granted, or less.
+func (g *Grant) covers(s identity.Scheduling) bool {
+	if realtime(s.Policy) {
 		return s.Policy == g.Policy && s.Priority <= g.Priority
-	case realtime(g.Policy):
-		return true // the nice level that it had before
 	}
-	return s.Nice >= g.Nice
+	return !realtime(g.Policy) && s.Nice >= g.Nice
 }
 
 func realtime(policy int32) bool { return policy == unix.SCHED_RR || policy == unix.SCHED_FIFO }

@@ -34,7 +34,7 @@ var resources = []struct {
 // goroutines.
 type Grants struct {
 	host    *identity.Host
-	granted func(pid, tid int32) bool
+	granted func(pid, tid int32, now identity.Scheduling) bool
 	file    file
 
 	mu      sync.Mutex
@@ -64,9 +64,9 @@ type entry struct {
 }
 
 // New makes Grants; state is the directory in which they are noted, for the next
-// daemon. granted reports whether a thread holds a grant of its own, which is left
+// daemon. granted reports whether a thread is scheduled so by a grant of its own, which is left
 // alone where limits are taken back; both are the daemon's numbers.
-func New(state string, h *identity.Host, granted func(pid, tid int32) bool) (*Grants, error) {
+func New(state string, h *identity.Host, granted func(pid, tid int32, now identity.Scheduling) bool) (*Grants, error) {
 	f, err := newFile(state)
 	if err != nil {
 		return nil, fmt.Errorf("limits that were given: %w", err)

@@ -35,14 +35,16 @@ var audio = policy.Limits{RTPrio: new(uint64(10)), Nice: new(-11), MemLock: new(
 const rttime = 200000
 
 // grants makes Grants on a state directory. granted are threads that hold a grant
-// of their own.
+// of their own, of priority 6.
 func grants(t *testing.T, state string, granted ...int) *limits.Grants {
 	t.Helper()
 	h, err := identity.NewHost()
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := limits.New(state, h, func(_, tid int32) bool { return slices.Contains(granted, int(tid)) })
+	g, err := limits.New(state, h, func(_, tid int32, now identity.Scheduling) bool {
+		return slices.Contains(granted, int(tid)) && now.Priority <= 6
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -473,6 +475,13 @@ func TestKernelRevokeSparesOtherGrants(t *testing.T) {
 	if policy, _ := policyOf(t, held.HostPID); policy != unix.SCHED_FIFO || limitsOf(t, held.HostPID)["rtprio"] != "0 0" {
 		t.Errorf("a thread with a grant of its own: policy %d, %v", policy, limitsOf(t, held.HostPID))
 	}
+	// That it holds one is no excuse for what it has by its limits.
+	give(t, g, held)
+	run(t, held, beFIFO, 8, nil)
+	revoke(t, g, held.HostPID)
+	if policy, _ := policyOf(t, held.HostPID); policy != unix.SCHED_NORMAL {
+		t.Errorf("a thread with more than its grant: policy %d", policy)
+	}
 }
 
 // One that has the limits and is not in the container is told of, and not touched.
@@ -674,7 +683,7 @@ func TestFile(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(state, "limits"), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		g, err := limits.New(state, h, func(int32, int32) bool { return false })
+		g, err := limits.New(state, h, func(int32, int32, identity.Scheduling) bool { return false })
 		if (err == nil) != tc.ok {
 			t.Errorf("%s: %v", tc.name, err)
 			continue

@@ -346,7 +346,7 @@ func (s *search) demoteThread(c *candidate, tid int32) (did bool, err error) {
 	default:
 		return false, nil
 	}
-	if s.g.granted(c.PID(), tid) {
+	if s.g.granted(c.PID(), tid, now) {
 		return false, nil
 	}
 	// By number, for want of a handle; it was this thread's a moment ago.
