@@ -324,10 +324,24 @@ func (j *jumping) now() (mono, boot time.Duration) {
 	return mono + j.mono, boot + j.boot
 }
 
-// Clocks that jump, as after suspend or in a machine that stood still, demote nobody,
-// not even one that is all but a hog; without a jump they demote who is one.
+// Clocks that jump, as after suspend or in a machine that stood still, demote nobody:
+// not one that is all but a hog, and not because of a canary that sings a few times a
+// period and wants to at every moment. Without a jump who is a hog is demoted.
 func TestKernelWatchdogClocks(t *testing.T) {
 	harness.Require(t, "root")
+	tree, cpu := harness.NewTree(t), harness.Find(t, "cpu")
+	tree.MakeIn("slow", 0, 0, cpu)
+	if cpu.V2 {
+		tree.Write(cpu, "slow", "cpu.max", "1000 300000")
+	} else {
+		tree.Write(cpu, "slow", "cpu.cfs_period_us", "300000")
+		tree.Write(cpu, "slow", "cpu.cfs_quota_us", "1000")
+	}
+	daemon := newSpinner(t, rough, 60, -1)
+	daemon.begin()
+	if err := harness.Place(tree.Dir(cpu, "slow"), strconv.Itoa(int(daemon.PID))); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name string
 		how  string
@@ -339,12 +353,12 @@ func TestKernelWatchdogClocks(t *testing.T) {
 		{"no jump", hog, jumping{}, Demoted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := newSpinner(t, c.how, 20, 0)
+			s := newSpinner(t, c.how, 30, 0)
 			at := &jumping{}
-			d, reports := hound(t, at)
+			d, reports := hound(t, at, int(daemon.PID))
 			d.watch(order{grant: s.Grant})
 			s.grant()
-			for i := range 30 {
+			for i := range 50 {
 				d.sleep()
 				if i%10 == 9 {
 					at.mono += c.jump.mono
@@ -669,8 +683,9 @@ func TestKernelWatchdogGivenUp(t *testing.T) {
 	}
 }
 
-// hound is the second stage within the test's own process, with other clocks.
-func hound(t *testing.T, c clocks) (d *dog, reports func() (all []Event)) {
+// hound is the second stage within the test's own process, with other clocks and
+// another daemon.
+func hound(t *testing.T, c clocks, daemon int) (d *dog, reports func() (all []Event)) {
 	t.Helper()
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
@@ -684,11 +699,11 @@ func hound(t *testing.T, c clocks) (d *dog, reports func() (all []Event)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	task, errno := taskDir(os.Getpid())
+	task, errno := taskDir(daemon)
 	if errno != 0 {
 		t.Fatal(errno)
 	}
-	d = &dog{clocks: c, parent: os.Getpid(), in: -1, out: pipe[1], canary: fd, scan: scan, task: task}
+	d = &dog{clocks: c, parent: daemon, in: -1, out: pipe[1], canary: fd, scan: scan, task: task}
 	d.judge = judge{period: time.Second, slots: make([]slot, 0, maxWatched)}
 	d.threads, d.acts = make([]thread, 0, maxWatched), make([]act, 0, maxWatched+2)
 	now, boot := c.now()
@@ -726,7 +741,7 @@ func (d *dog) sleep() {
 // but not to who has something else by now.
 func TestKernelWatchdogSuspended(t *testing.T) {
 	harness.Require(t, "root")
-	d, reports := hound(t, kernelClocks{})
+	d, reports := hound(t, kernelClocks{}, os.Getpid())
 	same, other := newSpinner(t, audio, 20, -1), newSpinner(t, audio, 20, -1)
 	same.begin()
 	other.begin()
@@ -754,7 +769,7 @@ func TestKernelWatchdogSuspended(t *testing.T) {
 // Looking allocates nothing: there is no collector.
 func TestKernelWatchdogAllocatesNothing(t *testing.T) {
 	harness.Require(t, "root")
-	d, _ := hound(t, kernelClocks{})
+	d, _ := hound(t, kernelClocks{}, os.Getpid())
 	for range 10 {
 		s := newSpinner(t, audio, 20, -1)
 		d.watch(order{grant: s.Grant})
