@@ -11,14 +11,18 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
 
 	"cgmanager/api"
 	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
-// busPolicy is that of the package.
-const busPolicy = "testdata/dbus-1/system.d/org.freedesktop.RealtimeKit1.conf"
+// What the bus reads, of the package.
+const (
+	busPolicy  = "testdata/dbus-1/system.d/org.freedesktop.RealtimeKit1.conf"
+	busService = "testdata/dbus-1/system-services/org.freedesktop.RealtimeKit1.service"
+)
 
 // busVariable is where clients look for the system's bus.
 const busVariable = "DBUS_SYSTEM_BUS_ADDRESS"
@@ -40,7 +44,9 @@ type busCall struct {
 }
 
 // byBus makes a call inside a puppet, and returns how it failed.
-var byBus = harness.Inside("call over a bus", func(c busCall) (string, error) {
+var byBus = harness.Inside("call over a bus", asked)
+
+func asked(c busCall) (string, error) {
 	conn, err := dbus.Connect(c.Address)
 	if err != nil {
 		return "", err
@@ -62,7 +68,7 @@ var byBus = harness.Inside("call over a bus", func(c busCall) (string, error) {
 		return e.Name + ": " + e.Error(), nil
 	}
 	return "", err
-})
+}
 
 // chrt says what chrt(1) says of a thread.
 func chrt(t testing.TB, tid int) string {
@@ -215,6 +221,53 @@ func TestKernelSystemBus(t *testing.T) {
 	for _, tid := range tids {
 		w.is(p, tid, "other 0")
 	}
+}
+
+// TestKernelSystemBusActivation: on a host without systemd, D-Bus starts the daemon when
+// somebody asks, and reminds one that runs of its name.
+func TestKernelSystemBusActivation(t *testing.T) {
+	harness.Require(t, "root", "dbus-daemon")
+	bus := harness.NewBus(t, busPolicy)
+	file, err := os.ReadFile(busService)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sock, state := filepath.Join(bus.Dir, "sock"), filepath.Join(bus.Dir, "state")
+	text := strings.Replace(string(file), "/usr/sbin/cgmanager", harness.Binary(t, "cgmanager")+" --listen="+sock+" --state-dir="+state, 1)
+	if text == string(file) {
+		t.Fatalf("%s: %s", busService, file)
+	}
+	if err := os.WriteFile(filepath.Join(bus.Dir, "services", filepath.Base(busService)), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(busVariable, bus.Address) // it is in the environment of what the bus starts
+	bus.Start()
+	pid := 0
+	defer func() {
+		if pid > 0 {
+			_ = unix.Kill(pid, unix.SIGTERM)
+			eventually(t, "the daemon ends", func() bool { return unix.Kill(pid, 0) != nil })
+		}
+	}()
+	call := func(what, member string) {
+		t.Helper()
+		if got, err := asked(busCall{Address: bus.Address, Member: member}); err != nil || got != "" {
+			t.Errorf("%s: %q, %v", what, got, err)
+		}
+		lock, _ := os.ReadFile(filepath.Join(state, "lock"))
+		now, err := strconv.Atoi(strings.TrimSpace(string(lock)))
+		if err != nil || pid != 0 && now != pid {
+			t.Errorf("%s: the daemon is %q, %v, before %d", what, lock, err, pid)
+		}
+		pid = now
+	}
+	call("no daemon runs", "ResetKnown")
+	if err := harness.Ping(sock); err != nil {
+		t.Error(err)
+	}
+	call("it runs", "Exit")
+	eventually(t, "the name is given up", func() bool { return !bus.Owned(api.RealtimeInterface) })
+	call("it has given up the name", "ResetKnown")
 }
 
 // TestKernelSystemBusInContainer: in a container, with a bus of its own, clients find
