@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -518,33 +520,109 @@ func TestKernelHostile(t *testing.T) {
 	serve(t, d.Address, b)
 	c := connect(t, d.Address)
 	name := awaitOwner(t, c)
-	send := func(m *dbus.Message, destination string) {
+	ask := func(c *dbus.Conn) {
 		t.Helper()
-		m.Headers[dbus.FieldDestination] = dbus.MakeVariant(destination)
-		if len(m.Body) > 0 {
-			m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(m.Body...))
+		if err := c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(6), uint32(1)).Err; err != nil {
+			t.Error(err)
 		}
-		c.Send(m, nil)
 	}
-	path := dbus.MakeVariant(dbus.ObjectPath(api.RealtimePath))
+	ask(c)
+	send := func(m *dbus.Message) {
+		t.Helper()
+		m.Headers[dbus.FieldDestination] = dbus.MakeVariant(name)
+		m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(m.Body...))
+		if call := c.Send(m, nil); call.Err != nil {
+			t.Error(call.Err)
+		}
+	}
+	path := func(p string) dbus.Variant { return dbus.MakeVariant(dbus.ObjectPath(p)) }
 	str := func(s string) dbus.Variant { return dbus.MakeVariant(s) }
 	// Far longer than anything that is read.
 	send(&dbus.Message{Type: dbus.TypeMethodCall, Flags: dbus.FlagNoReplyExpected, Body: []any{make([]byte, 2<<20)}, Headers: map[dbus.HeaderField]dbus.Variant{
-		dbus.FieldPath: path, dbus.FieldInterface: str(api.RealtimeInterface), dbus.FieldMember: str("MakeThreadRealtime"),
-	}}, api.RealtimeInterface)
-	// A signal that looks like the bus's own, a reply to nothing, an answer for the bus.
-	send(&dbus.Message{Type: dbus.TypeSignal, Body: []any{api.RealtimeInterface, name, ""}, Headers: map[dbus.HeaderField]dbus.Variant{
-		dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/org/freedesktop/DBus")), dbus.FieldInterface: str("org.freedesktop.DBus"), dbus.FieldMember: str("NameOwnerChanged"),
-	}}, name)
-	for serial := range uint32(50) {
-		send(&dbus.Message{Type: dbus.TypeMethodReply, Body: []any{"x"}, Headers: map[dbus.HeaderField]dbus.Variant{
-			dbus.FieldReplySerial: dbus.MakeVariant(serial + 1),
-		}}, name)
+		dbus.FieldPath: path(api.RealtimePath), dbus.FieldInterface: str(api.RealtimeInterface), dbus.FieldMember: str("MakeThreadRealtime"),
+	}})
+	// A signal that looks like the bus's own: the caller is not gone.
+	send(&dbus.Message{Type: dbus.TypeSignal, Body: []any{c.Names()[0], c.Names()[0], ""}, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldPath: path("/org/freedesktop/DBus"), dbus.FieldInterface: str("org.freedesktop.DBus"), dbus.FieldMember: str("NameOwnerChanged"),
+	}})
+	ask(connect(t, d.Address))
+	if n := b.peers.Load(); n != 2 {
+		t.Errorf("%d callers are known, want 2", n)
 	}
-	if err := c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(6), uint32(1)).Err; err != nil {
-		t.Error(err)
-	}
+	ask(c)
 	if owner(c) != name {
 		t.Error("the connection was lost")
+	}
+}
+
+// become makes a call over a bus, to which it has connected before it became another
+// user, or, with FD, to which another process connected.
+type become struct {
+	Address string
+	UID     int
+	FD      int
+}
+
+var becomes = harness.Inside("call over a bus as another", func(b become) (string, error) {
+	var nc net.Conn
+	var err error
+	if b.FD > 0 {
+		f := os.NewFile(uintptr(b.FD), "bus")
+		nc, err = net.FileConn(f)
+	} else {
+		nc, err = net.Dial("unix", strings.TrimPrefix(b.Address, "unix:path="))
+	}
+	if err != nil {
+		return "", err
+	}
+	c, err := dbus.NewConn(nc)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	id := b.UID
+	if b.FD == 0 {
+		id = os.Getuid()
+	}
+	if err := c.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(id))}); err != nil {
+		return "", err
+	}
+	if err := c.Hello(); err != nil {
+		return "", err
+	}
+	if b.FD == 0 {
+		if err := syscall.Setresuid(b.UID, b.UID, b.UID); err != nil {
+			return "", err
+		}
+	}
+	return failure(c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"ResetKnown", 0).Err), nil
+})
+
+// TestKernelNotWhoConnected: the process that connected is asked for, as it is now. One
+// that has ended since, or is another user's, is not believed to be who asks.
+func TestKernelNotWhoConnected(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.StartBus(t) // the policy of a real one would do, for root
+	b := &backend{}
+	serve(t, d.Address, b)
+	awaitOwner(t, connect(t, d.Address))
+	const refused = "Failed: Input/output error"
+	p := harness.Start(t, harness.Spec{})
+	var got string
+	if err := p.Run(becomes, become{Address: d.Address, UID: 0}, &got); err != nil || got != "" {
+		t.Errorf("who stays the same: %q, %v", got, err)
+	}
+	if err := p.Run(becomes, become{Address: d.Address, UID: user}, &got); err != nil || got != refused {
+		t.Errorf("who became another user: %q, %v; want %q", got, err, refused)
+	}
+	p, heir := harness.Start(t, harness.Spec{}), harness.Start(t, harness.Spec{})
+	fd := p.Socket(unix.SOCK_STREAM)
+	if err := p.Connect(fd, strings.TrimPrefix(d.Address, "unix:path=")); err != nil {
+		t.Fatal(err)
+	}
+	fd = p.Give(fd, heir)
+	p.Stop()
+	if err := heir.Run(becomes, become{UID: 0, FD: fd}, &got); err != nil || got != refused {
+		t.Errorf("by the connection of a process that ended: %q, %v; want %q", got, err, refused)
 	}
 }
