@@ -52,20 +52,29 @@ type backend struct {
 }
 
 type peer struct {
-	b    *backend
-	cred api.Cred
+	b      *backend
+	cred   api.Cred
+	closed atomic.Bool
 }
 
 func (p *peer) AcceptsIdentity(uint32) bool { return true }
 func (p *peer) Accounts() []string          { return []string{fmt.Sprintf("uid:%d", p.cred.UID)} }
-func (p *peer) Close()                      { p.b.peers.Add(-1) }
+func (p *peer) Close() {
+	if !p.closed.Swap(true) {
+		p.b.peers.Add(-1)
+	}
+}
 
 func (b *backend) Open(opener api.Cred, pidfd int) (api.Peer, error) {
-	if err := unix.Close(pidfd); err != nil {
+	info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", pidfd))
+	if err := errors.Join(err, unix.Close(pidfd)); err != nil {
 		return nil, err
 	}
+	if !strings.Contains(string(info), fmt.Sprintf("\nPid:\t%d\n", opener.PID)) {
+		return nil, fmt.Errorf("the pidfd is not of process %d: %s", opener.PID, info)
+	}
 	b.peers.Add(1)
-	return &peer{b, opener}, nil
+	return &peer{b: b, cred: opener}, nil
 }
 
 func (b *backend) ask(rq *api.Request, format string, args ...any) error {
@@ -73,6 +82,9 @@ func (b *backend) ask(rq *api.Request, format string, args ...any) error {
 	defer b.mu.Unlock()
 	b.asked = append(b.asked, fmt.Sprintf(format, args...))
 	b.rq = *rq
+	if p, ok := rq.Peer.(*peer); !ok || p.closed.Load() {
+		return errors.New("the peer is closed")
+	}
 	return b.ends
 }
 
@@ -369,6 +381,28 @@ func TestKernelWho(t *testing.T) {
 	cgtest.Eventually(t, 5*time.Second, "those who have gone are forgotten", func() bool { return b.peers.Load() == 0 })
 }
 
+// TestKernelManyCallers: so many are remembered, and who was forgotten is met again.
+func TestKernelManyCallers(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.StartBus(t, policy)
+	b := &backend{}
+	serve(t, d.Address, b)
+	awaitOwner(t, connect(t, d.Address))
+	const remembered = 128
+	cs := make([]*dbus.Conn, remembered+10)
+	for i := range cs {
+		cs[i] = connect(t, d.Address)
+	}
+	for range 2 {
+		for i, c := range cs {
+			if err := c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err; err != nil {
+				t.Fatal(i, err)
+			}
+		}
+		cgtest.Eventually(t, 5*time.Second, "the others are forgotten", func() bool { return b.peers.Load() == remembered })
+	}
+}
+
 // TestKernelBlocked: requests that take long hold up nobody else's, and are bounded.
 func TestKernelBlocked(t *testing.T) {
 	harness.Require(t, "root")
@@ -399,9 +433,9 @@ func TestKernelBlocked(t *testing.T) {
 	}
 	// The same user by another connection: its bound is reached. Another is served.
 	other := connect(t, d.Address).Object(api.RealtimeInterface, api.RealtimePath)
-	if got := failure(other.Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err); got != "AccessDenied: Device or resource busy" {
-		t.Errorf("another connection of the user's: %q", got)
-	}
+	cgtest.Eventually(t, 5*time.Second, "another connection of the user's is refused", func() bool {
+		return failure(other.Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err) == "AccessDenied: Device or resource busy"
+	})
 	if out, err := as(t, d.Address, user, "dbus-send", "--system", "--print-reply", "--reply-timeout=3000", "--dest="+api.RealtimeInterface,
 		api.RealtimePath, realtime+"MakeThreadRealtime", "uint64:3", "uint32:4"); err != nil {
 		t.Errorf("another user: %v: %s", err, out)
@@ -412,9 +446,9 @@ func TestKernelBlocked(t *testing.T) {
 			t.Error(call.Err)
 		}
 	}
-	if err := other.Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err; err != nil {
-		t.Errorf("when they are done: %v", err)
-	}
+	cgtest.Eventually(t, 5*time.Second, "it is served when they are done", func() bool {
+		return other.Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err == nil
+	})
 }
 
 // TestKernelBusComesAndGoes: the bus may come later, and end.
@@ -470,8 +504,8 @@ func TestKernelExit(t *testing.T) {
 	d := harness.StartBus(t, policy)
 	b := &exiting{backend: &backend{}}
 	stop, _ := serve(t, d.Address, b)
-	b.stop = stop
 	c := connect(t, d.Address)
+	b.stop, b.c = stop, c
 	awaitOwner(t, c)
 	if err := c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"Exit", 0).Err; err != nil {
 		t.Errorf("Exit: %v", err)
@@ -482,11 +516,16 @@ func TestKernelExit(t *testing.T) {
 // exiting is a Backend that has the service end when it is asked to.
 type exiting struct {
 	*backend
+	c    *dbus.Conn
 	stop func()
 }
 
 func (e *exiting) Exit(*api.Request) error {
 	go e.stop()
+	time.Sleep(100 * time.Millisecond)
+	if owner(e.c) == "" {
+		return errors.New("the name is given up before the answer")
+	}
 	return nil
 }
 
