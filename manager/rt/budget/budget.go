@@ -431,6 +431,40 @@ func children(d *cgfs.Dir) (sum float64, err error) {
 	return sum, err
 }
 
+// childrenLocked is children, of those that runtime is lent to. It calls f, which may
+// be nil, for the others.
+func (b *Budgets) childrenLocked(d *cgfs.Dir, f func(*cgfs.Dir) error) (sum float64, err error) {
+	err = d.EachChild(func(c *cgfs.Dir, _ string) error {
+		known, err := b.knownLocked(c)
+		if err == nil && known != nil {
+			var r float64
+			r, err = ratio(c)
+			sum += r
+		} else if err == nil && f != nil {
+			err = f(c)
+		}
+		return passOver(err)
+	})
+	return sum, err
+}
+
+// empty takes all its runtime from a cgroup, and from those below it.
+func empty(d *cgfs.Dir) error {
+	has, err := number(d, runtimeFile)
+	if err != nil || has == 0 {
+		return err
+	}
+	if err := d.EachChild(func(c *cgfs.Dir, _ string) error { return passOver(empty(c)) }); err != nil {
+		return err
+	}
+	f, err := d.File(runtimeFile, cgfs.ForWrite)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Write("0")
+}
+
 // Give gives it back, once no other thread needs it. It returns an *api.Error of
 // kind Busy while there is a realtime thread in the cgroup; it is tried again with
 // the next loan.
@@ -473,7 +507,7 @@ func (b *Budgets) giveLocked(c *cgroup) error {
 		if b.lent[c.ino] != c {
 			continue // given back, or somebody's own by now
 		}
-		keep, err := c.lower()
+		keep, err := b.lowerLocked(c)
 		switch {
 		case passOver(err) == nil && err != nil:
 			keep = false
@@ -531,9 +565,11 @@ func (c *cgroup) raise(percent int) (had int64, err error) {
 	return had, c.set(had + (period*int64(percent)+99)/100)
 }
 
-// lower takes from c what neither its own threads nor the cgroups below it need.
-// keep is false if it has nothing any more that was lent to it.
-func (c *cgroup) lower() (keep bool, err error) {
+// lowerLocked takes from c what neither its own threads nor loans below it need. What
+// others have set below it they have set out of the loan, and it ends with that: else
+// whoever may set a runtime could keep one loan after the other. keep is false if it has
+// nothing any more that was lent to it.
+func (b *Budgets) lowerLocked(c *cgroup) (keep bool, err error) {
 	ours, err := lentTo(c.dir)
 	if err != nil {
 		return false, err
@@ -549,12 +585,15 @@ func (c *cgroup) lower() (keep bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	below, err := children(c.dir)
+	below, err := b.childrenLocked(c.dir, nil)
 	if err != nil {
 		return false, err
 	}
 	need := (period*int64(c.share())+99)/100 + int64(below*float64(period)+0.999)
 	if need < has {
+		if _, err := b.childrenLocked(c.dir, empty); err != nil {
+			return true, err
+		}
 		// It can: need is what those below have.
 		err := patiently(func() bool { return true }, func() error { return c.set(need) })
 		if err != nil {

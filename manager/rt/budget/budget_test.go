@@ -313,6 +313,32 @@ func TestKernelLoanThatSomebodyChanged(t *testing.T) {
 	}
 }
 
+// Who may set the runtime of cgroups of its own keeps no loan by that, nor one after
+// the other.
+func TestKernelLoanIsNotKept(t *testing.T) {
+	tr := plant(t, "500000", "a", "a/b", "a/b/c", "a/d")
+	b := budgets(t, open(t))
+	for i := range 4 {
+		l := tr.take(b, "a/b", 10)
+		tr.set("a/b", "cpu.rt_runtime_us", "99999") // it is somebody's own
+		tr.set("a/b/c", "cpu.rt_runtime_us", "99998")
+		give(t, l)
+		tr.has("a 0 a/b 0 a/b/c 0")
+		if t.Failed() {
+			t.Fatalf("the %d. time", i+1)
+		}
+	}
+	// What another loan needs stays, and what is set above the loans is not touched.
+	tr.set("", "cpu.rt_runtime_us", "400000")
+	l, other := tr.take(b, "a/b", 10), tr.take(b, "a/d", 5)
+	tr.set("a/b", "cpu.rt_runtime_us", "99999")
+	give(t, l)
+	tr.has("a 50000 a/b 0 a/d 50000")
+	give(t, other)
+	tr.has("a 0 a/d 0")
+	tr.has(". 400000")
+}
+
 // A cgroup that is removed takes its share along.
 func TestKernelLoanToARemovedCgroup(t *testing.T) {
 	tr := plant(t, "500000", "a", "a/b", "a/c")
