@@ -694,7 +694,11 @@ func (m *Manager) GrantLimits(rq *api.Request, pid uint32) (map[string]string, e
 	if err != nil {
 		return nil, c.realtime(g.subject, err)
 	}
-	given, err := m.rt.GrantLimits(d, g.proc, target)
+	accounts, err := c.chargedTo()
+	if err != nil {
+		return nil, err
+	}
+	given, err := m.rt.GrantLimits(d, g.proc, target, accounts)
 	if err != nil {
 		return nil, c.realtime(g.subject, err)
 	}

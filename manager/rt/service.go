@@ -735,9 +735,9 @@ func (s *Service) limitsOf(who policy.Target) *policy.Limits {
 // ErrNoLimits: no rule of the policy file gives the process any.
 var ErrNoLimits = errors.New("no rule of the host's realtime policy gives the process any resource limits")
 
-// GrantLimits gives a process the resource limits that the policy file names, or
-// returns ErrNoLimits.
-func (s *Service) GrantLimits(d privcheck.Decision, p *identity.Process, who policy.Target) (map[string]string, error) {
+// GrantLimits gives a process the resource limits that the policy file names, charged
+// to the accounts, or returns ErrNoLimits.
+func (s *Service) GrantLimits(d privcheck.Decision, p *identity.Process, who policy.Target, accounts []string) (map[string]string, error) {
 	if s.Exited() {
 		return nil, ErrExited
 	}
@@ -745,7 +745,7 @@ func (s *Service) GrantLimits(d privcheck.Decision, p *identity.Process, who pol
 	if l == nil {
 		return nil, ErrNoLimits
 	}
-	return s.limits.Give(d, p, *l, s.RTTimeMax)
+	return s.limits.Give(d, p, *l, s.RTTimeMax, accounts)
 }
 
 // RevokeLimits takes them back, from the process and its descendants in its

@@ -39,8 +39,10 @@ type Grants struct {
 
 	mu      sync.Mutex
 	entries []*entry // the oldest first; guarded by mu
-	// pruned is when those that nobody has any more were looked for; guarded by mu.
+	// pruned is when those that nobody has any more were looked for last, next where
+	// that goes on; guarded by mu.
 	pruned time.Time
+	next   int
 }
 
 // entry is what one process was given.
@@ -50,6 +52,8 @@ type entry struct {
 	// UID is its real uid.
 	UID       uint32
 	Container identity.Container
+	// Accounts are whom it is charged to.
+	Accounts []string
 	// Since is when it was given, in seconds since 1970, Ticks the same in the clock
 	// that processes' starts are told in.
 	Since int64
@@ -97,11 +101,12 @@ func unprivileged(cause error) error {
 }
 
 // Give raises the limits of a process that the decision allows, never below what it
-// has, and lowers its RLIMIT_RTTIME to rttime microseconds or a few less. It returns
-// what the process has by that, by name: all or nothing. It returns an *api.Error:
-// Unsupported without CAP_SYS_RESOURCE, NotFound if the process has ended, Busy if
-// it changes its limits itself at the same time.
-func (g *Grants) Give(d privcheck.Decision, p *identity.Process, l policy.Limits, rttime uint64) (map[string]string, error) {
+// has, and lowers its RLIMIT_RTTIME to rttime microseconds or a few less; it is charged
+// to the accounts. It returns what the process has by that, by name: all or nothing. It
+// returns an *api.Error: Unsupported without CAP_SYS_RESOURCE, NotFound if the process
+// has ended, Limit if an account has too many, Busy if the process changes its limits
+// itself at the same time.
+func (g *Grants) Give(d privcheck.Decision, p *identity.Process, l policy.Limits, rttime uint64, accounts []string) (map[string]string, error) {
 	if !d.Allowed() {
 		return nil, api.Errorf(api.Denied, "give limits: not decided")
 	}
@@ -124,6 +129,12 @@ func (g *Grants) Give(d privcheck.Decision, p *identity.Process, l policy.Limits
 	if e.revoking {
 		return nil, revoking()
 	}
+	if !slices.ContainsFunc(g.entries, e.same) {
+		e.Accounts = accounts
+		if err := g.roomLocked(accounts); err != nil {
+			return nil, err
+		}
+	}
 	now, err := p.RLimits()
 	if err != nil {
 		return nil, forRequestor(err)
@@ -145,6 +156,41 @@ func (g *Grants) Give(d privcheck.Decision, p *identity.Process, l policy.Limits
 		return nil, forRequestor(errors.Join(err, g.file.write(g.entries)))
 	}
 	return e.words(), nil
+}
+
+// Bounds on the processes that have limits: of one account, and of all. Each costs a
+// look at every process of the host when it is taken back, or has ended.
+const (
+	maxAccount = 256
+	maxAll     = 4096
+)
+
+// roomLocked returns an error if one more is too many for one of the accounts.
+func (g *Grants) roomLocked(accounts []string) error {
+	err := full(g.entries, accounts)
+	if err != nil && g.pruneLocked() {
+		err = full(g.entries, accounts)
+	}
+	return err
+}
+
+func full(entries []*entry, accounts []string) error {
+	if len(entries) >= maxAll {
+		return api.Errorf(api.Limit, "too many processes on this host have been given limits already")
+	}
+	for _, name := range accounts {
+		n := 0
+		for _, e := range entries {
+			if slices.Contains(e.Accounts, name) {
+				n++
+			}
+		}
+		if n >= maxAccount {
+			return api.Errorf(api.Limit, "%d processes of yours, or of your container's, have been given limits already, no more can be", n).
+				WithHint("take them back from others first (RevokeLimits)")
+		}
+	}
+	return nil
 }
 
 func revoking() error {
@@ -515,17 +561,24 @@ func (g *Grants) List() []Given {
 	return out
 }
 
-// pruneEvery bounds how often descendants of processes that have ended are looked
-// for.
-const pruneEvery = 5 * time.Second
+// Descendants of processes that have ended are looked for this often, and for so long:
+// what is left over has its turn the next time.
+const (
+	pruneEvery = 5 * time.Second
+	pruneTime  = 100 * time.Millisecond
+)
 
-// pruneLocked forgets processes that have ended and left no descendants.
-func (g *Grants) pruneLocked() {
-	if time.Since(g.pruned) < pruneEvery {
-		return
+// pruneLocked forgets processes that have ended and left no descendants. It reports
+// whether there were any.
+func (g *Grants) pruneLocked() bool {
+	begun := time.Now()
+	if begun.Sub(g.pruned) < pruneEvery {
+		return false
 	}
 	var gone []*entry
-	for _, e := range g.entries {
+	for n := 0; n < len(g.entries) && time.Since(begun) < pruneTime; n++ {
+		e := g.entries[g.next%len(g.entries)]
+		g.next++
 		if e.revoking || !e.ended() {
 			continue
 		}
@@ -537,4 +590,5 @@ func (g *Grants) pruneLocked() {
 		_ = g.dropLocked(gone...) // else the next daemon finds out
 	}
 	g.pruned = time.Now()
+	return len(gone) > 0
 }

@@ -69,7 +69,7 @@ func open(t *testing.T, pid int) *identity.Process {
 
 func give(t *testing.T, g *limits.Grants, p *harness.Proc) map[string]string {
 	t.Helper()
-	got, err := g.Give(allowed, open(t, p.HostPID), audio, rttime)
+	got, err := g.Give(allowed, open(t, p.HostPID), audio, rttime, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -594,7 +594,7 @@ func TestKernelGiveRaises(t *testing.T) {
 		t.Errorf("limits %v, want %v", l, had)
 	}
 	// A limit that the policy says nothing about is not touched.
-	if _, err := g.Give(allowed, open(t, p.HostPID), policy.Limits{Nice: new(-1)}, rttime); err != nil {
+	if _, err := g.Give(allowed, open(t, p.HostPID), policy.Limits{Nice: new(-1)}, rttime, nil); err != nil {
 		t.Fatal(err)
 	}
 	if l := limitsOf(t, p.HostPID); l["rtprio"] != had["rtprio"] || l["nice"] != "21 21" {
@@ -629,7 +629,7 @@ func TestKernelGiveRefused(t *testing.T) {
 		{"no time", allowed, open(t, p.HostPID), audio, 0, api.Invalid},
 		{"ended", allowed, ended, audio, rttime, api.NotFound},
 	} {
-		if _, err := g.Give(tc.d, tc.p, tc.l, tc.rttime); kind(err) != tc.kind {
+		if _, err := g.Give(tc.d, tc.p, tc.l, tc.rttime, nil); kind(err) != tc.kind {
 			t.Errorf("%s: %v, want %v", tc.name, err, tc.kind)
 		}
 		if l := limitsOf(t, p.HostPID); !maps.Equal(l, had) {
@@ -717,7 +717,7 @@ func TestKernelGiveWithoutCapability(t *testing.T) {
 		if err = unix.Capset(&header, &data[0]); err != nil {
 			return
 		}
-		_, err = g.Give(allowed, open(t, p.HostPID), audio, rttime)
+		_, err = g.Give(allowed, open(t, p.HostPID), audio, rttime, nil)
 	}()
 	<-done
 	if kind(err) != api.Unsupported || !strings.Contains(err.Error(), "CAP_SYS_RESOURCE") {
