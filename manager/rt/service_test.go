@@ -187,6 +187,50 @@ func TestKernelSchedule(t *testing.T) {
 	}
 }
 
+// The number of a thread that ended is another's: it is not touched.
+func TestKernelScheduleNumber(t *testing.T) {
+	cgtest.Require(t, cgtest.Root)
+	first := exec.Command("sleep", "300")
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := first.Process.Pid
+	_, th := handles(t, int32(pid), 0)
+	defer th.Close()
+	_ = first.Process.Kill()
+	_ = first.Wait()
+	for range 500 { // whoever forks meanwhile gets it first
+		if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", fmt.Append(nil, pid-1), 0); err != nil {
+			t.Fatal(err)
+		}
+		next := exec.Command("nice", "-n", "5", "sleep", "300")
+		if err := next.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			_ = next.Process.Kill()
+			_ = next.Wait()
+		})
+		if next.Process.Pid != pid {
+			_ = next.Process.Kill()
+			continue
+		}
+		cgtest.Eventually(t, 5*time.Second, "it is nice", func() bool {
+			a, err := unix.SchedGetAttr(pid, 0)
+			return err == nil && a.Nice == 5
+		})
+		if err := schedule(privcheck.RealtimeKept(true), th, rr10); !errors.Is(err, identity.ErrGone) {
+			t.Errorf("a thread that ended: %v", err)
+		}
+		if done, err := reset(th); done || !errors.Is(err, identity.ErrGone) {
+			t.Errorf("reset of a thread that ended: %v, %v", done, err)
+		}
+		isNow(t, int32(pid), unix.SCHED_NORMAL, 0, 5)
+		return
+	}
+	t.Fatal("the number is never free")
+}
+
 // A request that is under way when the daemon ends gets nothing, and one about what is
 // granted does no harm.
 func TestKernelClosed(t *testing.T) {
