@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -156,7 +157,7 @@ func ended(pidfd int) bool {
 // groupOf returns the effective group of a process, which must have the user among
 // its users (proc_pid_status(5)).
 func groupOf(c credentials) (gid uint32, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(c.pid)) + "/status") //nolint:forbidigo // The kernel's own path.
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(c.pid)) + "/status")
 	if err != nil {
 		return 0, err
 	}
@@ -164,12 +165,10 @@ func groupOf(c credentials) (gid uint32, err error) {
 	if users == nil || groups == nil {
 		return 0, errors.New("malformed file of /proc")
 	}
-	for _, u := range users {
-		if u == c.uid {
-			return groups[1], nil
-		}
+	if !slices.Contains(users, c.uid) {
+		return 0, fmt.Errorf("the process has not the user %d with which it connected", c.uid)
 	}
-	return 0, fmt.Errorf("the process has not the user %d with which it connected", c.uid)
+	return groups[1], nil
 }
 
 // ids returns the real, effective, saved and file system id in the line that starts

@@ -187,8 +187,8 @@ func (c *conn) next() (*wire.Message, error) {
 		return nil, err
 	}
 	m := new(wire.Message)
-	if m.Decode(b) != nil {
-		return nil, nil // the bus is less strict
+	if err := m.Decode(b); err != nil {
+		return nil, nil //nolint:nilerr // The bus is less strict.
 	}
 	return m, nil
 }

@@ -221,6 +221,8 @@ func (d *daemon) listenTo(ctx context.Context, b *systemBus) (stop func()) {
 				b.ResumeRealtime()
 				if d.systemBus {
 					b.start(ctx)
+				} else {
+					d.log.Warn("asked to own the name on the system bus, which is not served (hint: --system-bus)")
 				}
 			case <-done:
 				return

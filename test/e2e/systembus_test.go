@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -64,7 +65,7 @@ func asked(c busCall) (string, error) {
 		}
 	}
 	err = conn.Object(api.RealtimeInterface, api.RealtimePath).Call(api.RealtimeInterface+"."+c.Member, 0, args...).Err
-	if e, ok := err.(dbus.Error); ok {
+	if e, ok := errors.AsType[dbus.Error](err); ok {
 		return e.Name + ": " + e.Error(), nil
 	}
 	return "", err
