@@ -49,7 +49,7 @@ func (m *Manager) RealtimeRefused(rq *api.Request) error {
 	}
 	c, err := m.begin("RealtimeKit1", rq)
 	if err != nil {
-		return nil //nolint:nilerr // The request itself will say so.
+		return nil // the request itself will say so
 	}
 	defer c.release()
 	return c.refusedForNow()

@@ -120,13 +120,12 @@ func (h *Host) searchPID(p *Process, pid int32) (int32, bool) {
 		return 0, false
 	}
 	for _, host := range procs {
-		dir := "/proc/" + strconv.Itoa(int(host)) + "/task"
-		tasks, err := os.ReadDir(dir)
+		tasks, err := os.ReadDir("/proc/" + strconv.Itoa(int(host)) + "/task")
 		if err != nil {
 			continue
 		}
 		for _, t := range tasks {
-			if n, ok := h.pidAtLevel(p, level, dir+"/"+t.Name()); ok && n == uint32(pid) {
+			if n, ok := h.pidAtLevel(p, level, "/proc/"+strconv.Itoa(int(host))+"/task/"+t.Name()); ok && n == uint32(pid) {
 				tid, err := strconv.ParseInt(t.Name(), 10, 32)
 				return int32(tid), err == nil
 			}

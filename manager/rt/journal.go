@@ -38,7 +38,7 @@ const (
 
 // bootID tells the host's boots apart.
 func bootID() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id") //nolint:forbidigo // A file of the kernel's own.
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	return string(bytes.TrimSpace(b)), err
 }
 

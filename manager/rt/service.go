@@ -408,7 +408,7 @@ func (s *Service) settleLocked(g *Grant) (over bool) {
 // thread is not there, or what is there is in sight already.
 func (s *Service) movedLocked(g *Grant) (next Grant, ok bool) {
 	next = *g
-	next.Thread.TID, next.Thread.ThreadStarted = g.Thread.PID, g.Thread.Process.Started
+	next.Thread.TID, next.Thread.ThreadStarted = g.Thread.PID, g.Thread.Started
 	if next.Thread == g.Thread {
 		return next, false
 	}
@@ -538,7 +538,7 @@ func (s *Service) demoteLocked(g *Grant) bool {
 	done, err := reset(h.thread)
 	if errors.Is(err, identity.ErrGone) {
 		s.followLocked(g)
-		if next, ok := s.Of(Thread{Process: g.Thread.Process, TID: g.Thread.PID, ThreadStarted: g.Thread.Process.Started}); ok && next.ID != g.ID {
+		if next, ok := s.Of(Thread{Process: g.Thread.Process, TID: g.Thread.PID, ThreadStarted: g.Thread.Started}); ok && next.ID != g.ID {
 			done = s.revokeLocked([]Grant{next}) > 0
 		}
 	} else if err != nil {
@@ -732,7 +732,7 @@ func (s *Service) limitsOf(who policy.Target) *policy.Limits {
 	return v.Limits
 }
 
-// ErrNoLimits: no rule of the policy file gives the process any.
+// ErrNoLimits says that no rule of the policy file gives the process any.
 var ErrNoLimits = errors.New("no rule of the host's realtime policy gives the process any resource limits")
 
 // GrantLimits gives a process the resource limits that the policy file names, charged
