@@ -99,10 +99,16 @@ func (s *search) takeBack() error {
 	return nil
 }
 
-// any reports whether somebody has the limits.
+// any reports whether somebody has the limits. One that forks and ends can be missed in
+// one pass.
 func (s *search) any() (bool, error) {
-	found, _, err := s.pass(func(*search, *candidate) (bool, error) { return true, nil })
-	return found, err
+	for range restPasses {
+		found, _, err := s.pass(func(*search, *candidate) (bool, error) { return true, nil })
+		if err != nil || found {
+			return found, err
+		}
+	}
+	return false, nil
 }
 
 // candidate is a process that was started after the grant, or the one that it was
