@@ -614,11 +614,8 @@ func TestKernelRealtimeHog(t *testing.T) {
 // of the host it is taken from the cgroups above, and given back; a container has
 // none to take from.
 func TestKernelRealtimeBudget(t *testing.T) {
-	harness.Require(t, "root", "v1")
+	harness.Require(t, "root", "rtgroup")
 	top := cgtest.Mount(t, "cpu")
-	if _, err := os.Lstat(top + "/cpu.rt_runtime_us"); err != nil {
-		t.Skip("this kernel does not budget realtime")
-	}
 	dir := filepath.Join(top, cgtest.Name(t))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
