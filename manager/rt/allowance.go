@@ -66,9 +66,6 @@ type Allowance struct {
 	By string
 }
 
-// highest is the highest priority that a rule can give; the watchdog is above it.
-const highest = 98
-
 // Allow says what who may have of what w asks for, or returns ErrNotAllowed or
 // ErrAsking. It may wait for polkit.
 func (s *Service) Allow(who *Asker, w Want) (Allowance, error) {
@@ -111,7 +108,7 @@ func (s *Service) Allow(who *Asker, w Want) (Allowance, error) {
 func (a Allowance) with(v *policy.Verdict) Allowance {
 	a.By, a.Share = fmt.Sprintf("rule at line %d", v.Line), v.Budget
 	if v.MaxPriority != nil {
-		a.maxPriority = int32(min(*v.MaxPriority, highest))
+		a.maxPriority = int32(*v.MaxPriority)
 	}
 	if v.MinNice != nil {
 		a.minNice = int32(*v.MinNice)

@@ -15,11 +15,12 @@ import (
 // journal is the file in which grants are noted, for a daemon that comes after one
 // that was killed, or takes its place: a line for each grant, and one for each end.
 // Lines are written before what they are about is done. A line is written in one
-// go; one that is not whole is the last.
+// go; one that could not be written whole is left for what it is.
 type journal struct {
 	path  string
 	f     *os.File
 	lines int
+	torn  bool // the last line has no end
 }
 
 // entry is a line. The first names the host's boot, and nothing else.
@@ -70,12 +71,11 @@ func readJournal(path string) ([]Grant, error) {
 	lines.Buffer(nil, 1<<20)
 	for first := true; lines.Scan(); first = false {
 		var e entry
-		if json.Unmarshal(lines.Bytes(), &e) != nil {
-			continue
-		}
+		err := json.Unmarshal(lines.Bytes(), &e)
 		switch {
-		case first && e.Boot != boot:
+		case first && (err != nil || e.Boot != boot):
 			return nil, nil
+		case err != nil:
 		case e.Grant != nil:
 			grants[e.Grant.ID] = *e.Grant
 			order = append(order, e.Grant.ID)
@@ -145,7 +145,12 @@ func (j *journal) write(e entry) error {
 		return err
 	}
 	j.lines++
-	_, err = j.f.Write(append(b, '\n'))
+	b = append(b, '\n')
+	if j.torn {
+		b = append([]byte{'\n'}, b...)
+	}
+	_, err = j.f.Write(b)
+	j.torn = err != nil
 	return err
 }
 

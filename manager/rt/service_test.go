@@ -371,6 +371,7 @@ func TestKernelJournal(t *testing.T) {
 		"rubbish":              {boot + "\n\x00\xff\n[]\n" + line, 1},
 		"another boot":         {"{\"Boot\":\"x\"}\n" + line, 0},
 		"no boot":              {line, 0},
+		"a torn boot":          {boot[1:] + "\n" + line, 0},
 		"empty":                {"", 0},
 		"ended":                {text + "{\"Ended\":1}\n", 0},
 		"another's start":      {strings.ReplaceAll(text, "Started\":", "Started\":1"), 0},
@@ -410,6 +411,43 @@ func TestKernelJournal(t *testing.T) {
 	}
 	if left, err := os.ReadDir(state); err != nil || len(left) != 0 {
 		t.Errorf("left in the state directory: %v, %v", left, err)
+	}
+}
+
+// A line that could not be written whole, for want of room, spoils no other.
+func TestKernelJournalTorn(t *testing.T) {
+	cgtest.Require(t, cgtest.Root) // whose file it must be
+	path := filepath.Join(t.TempDir(), "grants")
+	j, err := writeJournal(path, []Grant{{ID: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := j.f.WriteString(`{"Grant":{"ID":2,"Thr`); err != nil {
+		t.Fatal(err)
+	}
+	whole := j.f
+	if j.f, err = os.Open(path); err != nil { // nothing can be written there
+		t.Fatal(err)
+	}
+	if err := j.begun(&Grant{ID: 2}); err == nil {
+		t.Error("what was not written was said to be")
+	}
+	_ = j.f.Close()
+	j.f = whole
+	for id := range uint64(2) {
+		if err := j.begun(&Grant{ID: 3 + id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.ended(1); err != nil {
+		t.Fatal(err)
+	}
+	if err := j.close(true); err != nil {
+		t.Fatal(err)
+	}
+	grants, err := readJournal(path)
+	if err != nil || len(grants) != 2 || grants[0].ID != 3 || grants[1].ID != 4 {
+		t.Errorf("%+v, %v", grants, err)
 	}
 }
 
