@@ -403,6 +403,29 @@ func TestKernelManyCallers(t *testing.T) {
 	}
 }
 
+// TestKernelFlood: who asks without end is refused, and nobody else.
+func TestKernelFlood(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.StartBus(t, policy)
+	b := &backend{}
+	serve(t, d.Address, b)
+	c := connect(t, d.Address)
+	awaitOwner(t, c)
+	ask := func(c *dbus.Conn) string {
+		return failure(c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err)
+	}
+	refused, n := "", 0
+	for end := time.Now().Add(20 * time.Second); refused == "" && time.Now().Before(end); n++ {
+		refused = ask(c)
+	}
+	if refused != "AccessDenied: Device or resource busy" || n < 500 {
+		t.Errorf("after %d requests: %q", n, refused)
+	}
+	if got := ask(connect(t, d.Address)); got != "" {
+		t.Errorf("another: %q", got)
+	}
+}
+
 // TestKernelBlocked: requests that take long hold up nobody else's, and are bounded.
 func TestKernelBlocked(t *testing.T) {
 	harness.Require(t, "root")

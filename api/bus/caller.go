@@ -10,6 +10,7 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"cgmanager/api"
 )
@@ -23,6 +24,7 @@ type caller struct {
 	err      error
 	rq       api.Request
 	accounts []string
+	rate     *rate.Limiter
 
 	// Guarded by the session's mu: how many of its requests are under way, and
 	// whether the name is gone.

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"cgmanager/api"
 	"cgmanager/api/wire"
 )
@@ -20,6 +22,11 @@ const (
 	maxAccountBusy = 32
 	maxCallerBusy  = 32
 	maxIdle        = 128
+	// changes bounds the changes per second of a caller that is bounded at all, and
+	// burst how many it may ask for at once: refusing costs something, too. The bus
+	// bounds how many callers a user is.
+	changes = 50
+	burst   = 500
 	// maxBody bounds the arguments of a call, in bytes.
 	maxBody = 4 << 10
 )
@@ -203,7 +210,7 @@ func (s *session) start(r *request) bool {
 	}
 	fresh := c == nil
 	if fresh {
-		c = &caller{name: name, known: make(chan struct{})}
+		c = &caller{name: name, known: make(chan struct{}), rate: rate.NewLimiter(changes, burst)}
 		s.callers[name] = c
 	}
 	if at := s.places[name]; at != nil {
@@ -239,6 +246,10 @@ func (s *session) meet(c *caller) {
 func (s *session) answer(r *request, c *caller) {
 	if c.err != nil {
 		r.refuse(api.Errorf(api.Internal, "cannot tell who asks").WithCause(c.err))
+		return
+	}
+	if len(c.accounts) > 0 && r.method.Changes && !c.rate.Allow() {
+		r.refuse(api.Errorf(api.Limit, "%s: too many changes a second", r.method.Name))
 		return
 	}
 	if !s.charge(c.accounts) {
