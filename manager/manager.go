@@ -505,9 +505,14 @@ func (c *call) kernel(subject string, err error) error {
 	}
 	kind, reason := classify(err)
 	if kind == api.Internal {
-		c.m.log.WithFields(logrus.Fields{"op": c.op, "target": subject}).WithError(err).Error("failed")
+		c.failed(subject, err)
 	}
 	return &api.Error{Kind: kind, Text: c.op + " " + subject + ": " + reason, Cause: err}
+}
+
+// failed writes down what the requestor is not told.
+func (c *call) failed(subject string, err error) {
+	c.m.log.WithFields(logrus.Fields{"op": c.op, "target": subject}).WithError(err).Error("failed")
 }
 
 // classify maps what the kernel and cgfs say to a kind and words.

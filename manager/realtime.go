@@ -148,6 +148,9 @@ func (c *call) realtime(subject string, err error) error {
 		if e.Kind == api.Denied || e.Kind == api.Limit {
 			c.refused(subject, requestor, privcheck.Decision{}, e.Text)
 		}
+		if e.Kind == api.Internal {
+			c.failed(subject, cmp.Or(e.Cause, err))
+		}
 		told := *e
 		told.Text = what + ": " + e.Text
 		return &told
@@ -658,6 +661,10 @@ func (c *call) entry(pid int32, name rt.Process) (g api.Grant, ok bool) {
 		return g, false
 	}
 	defer p.Close()
+	// First what costs least: there may be thousands that a container does not see.
+	if g.PID, ok = c.m.host.PIDIn(c.r().proc, pid); !ok {
+		return g, false
+	}
 	bg, err := c.m.host.Background(p)
 	if err != nil {
 		return g, false
@@ -675,8 +682,7 @@ func (c *call) entry(pid int32, name rt.Process) (g api.Grant, ok bool) {
 		return g, false
 	}
 	g.UID, _ = c.r().r.UIDs.ToInside(bg.UID)
-	g.PID, ok = c.m.host.PIDIn(c.r().proc, pid)
-	return g, ok
+	return g, true
 }
 
 // GrantLimits implements api.CGManager1.

@@ -38,8 +38,8 @@ type Supervisor struct {
 	grants  map[uint64]*watched // guarded by mu
 	proc    *process            // guarded by mu; nil: there is none
 	idle    *time.Timer         // guarded by mu; ends a process that has nobody to watch
-	failed  error               // guarded by mu; why there is none until notBefore
-	before  time.Time           // guarded by mu
+	failed  error               // guarded by mu; why there is none, which is not tried again ...
+	before  time.Time           // ... before this; guarded by mu
 	deaths  int                 // guarded by mu; in a row
 	closing bool                // guarded by mu
 }
