@@ -51,6 +51,9 @@ type cgroup struct {
 	// up is the cgroup above it, nil where that has runtime of its own.
 	up    *cgroup
 	loans map[*Loan]bool
+	// kept is the share that an earlier daemon has lent to threads in it, until
+	// Settle.
+	kept int
 }
 
 // New makes Budgets for the hierarchies and finds what an earlier daemon lent. The
@@ -91,15 +94,21 @@ func (b *Budgets) find(root *cgfs.Dir) error {
 			return passOver(d.ClearMark(mark))
 		}
 		c, err := newCgroup(d)
-		if err == nil {
-			b.lent[c.ino], byPath[d.Path()] = c, c
+		if err != nil {
+			return passOver(err)
 		}
+		b.lent[c.ino], byPath[d.Path()] = c, c
+		has, err := ratio(d)
+		if err != nil {
+			return passOver(err)
+		}
+		below, err := children(d)
+		c.kept = int((has-below)*100 + 0.5)
 		return passOver(err)
 	})
 	for path, c := range byPath {
 		c.up = byPath[above(path)]
 	}
-	b.owed = len(b.lent) > 0
 	return err
 }
 
@@ -485,6 +494,9 @@ func (l *Loan) Give() error {
 func (b *Budgets) Settle() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for _, c := range b.lent {
+		c.kept = 0
+	}
 	return b.settleLocked()
 }
 
@@ -546,7 +558,7 @@ func newCgroup(d *cgfs.Dir) (*cgroup, error) {
 
 // share is the largest share that a loan of c's is for.
 func (c *cgroup) share() int {
-	most := 0
+	most := c.kept
 	for l := range c.loans {
 		most = max(most, l.share)
 	}

@@ -374,16 +374,18 @@ func TestKernelLoanAfterARemoval(t *testing.T) {
 // The next daemon finds what was lent, keeps what is needed still, and gives back
 // the rest.
 func TestKernelLoansOfAnEarlierDaemon(t *testing.T) {
-	tr := plant(t, "500000", "a", "a/b", "a/c")
+	tr := plant(t, "100000", "a", "a/b", "a/c")
 	set := open(t)
 	earlier := budgets(t, set)
 	tr.take(earlier, "a/b", 5)
 	tr.take(earlier, "a/c", 5)
 	earlier.Close() // without giving back
 
+	// There is nothing left: it must be what was lent.
 	b := budgets(t, set)
 	tr.has("a 100000 a/b 50000 a/c 50000")
 	l := tr.take(b, "a/b", 5)
+	tr.has("a 100000 a/b 50000 a/c 50000")
 	if err := b.Settle(); err != nil {
 		t.Fatal(err)
 	}
