@@ -675,7 +675,7 @@ func TestKernelWatchdogGivenUp(t *testing.T) {
 		k.mu.Unlock()
 		time.Sleep(200 * time.Millisecond)
 	}
-	if e := k.next(0); e.Kind != Lost || e.ID != s.ID {
+	if e := k.next(time.Second); e.Kind != Lost || e.ID != s.ID {
 		t.Errorf("%+v", e)
 	}
 	if err := k.Ready(); err == nil {
