@@ -3,6 +3,7 @@ package identity
 import (
 	"bytes"
 	"errors"
+	"os"
 	"strconv"
 	"time"
 
@@ -51,6 +52,15 @@ func (p *Process) Thread(tid int32) (*Thread, error) {
 func (t *Thread) Close() {
 	closeFD(t.dir)
 	t.dir = -1
+}
+
+// Clone returns another handle on the thread.
+func (t *Thread) Clone() (*Thread, error) {
+	fd, err := unix.FcntlInt(uintptr(t.dir), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return &Thread{tid: t.tid, dir: fd, started: t.started}, nil
 }
 
 // TID returns the thread's id in the daemon's pid namespace.

@@ -589,12 +589,8 @@ type Order struct {
 
 // Grant makes a grant. The watchdog must be Ready. On any error the thread has what
 // it had before, or, if it or the facts changed meanwhile, nothing.
-func (s *Service) Grant(o *Order) (err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.Exited() {
-		return ErrExited
-	}
+func (s *Service) Grant(o *Order) error {
+	// Nobody waits meanwhile: a process may have any number of threads to look at.
 	d, err := o.Verify()
 	if err != nil {
 		return err
@@ -603,9 +599,39 @@ func (s *Service) Grant(o *Order) (err error) {
 		ID: o.Reservation.ID(), Thread: o.Reservation.thread, UID: o.UID, Accounts: o.Reservation.accounts, Since: time.Now(),
 		Policy: o.To.Policy, Priority: o.To.Priority, Nice: o.To.Nice, Share: int32(o.Share), Top: o.Top,
 	}
-	if !relevant(o.To) {
-		return s.lowerLocked(d, o, &g)
+	if err := s.grant(d, o, &g); err != nil {
+		return err
 	}
+	if _, err := o.Verify(); err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.undoLocked(o, &g)
+		return err
+	}
+	o.Thread.Close()
+	return nil
+}
+
+// grant acts. What it does may have to be undone.
+func (s *Service) grant(d privcheck.Decision, o *Order, g *Grant) (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.Exited() {
+		return ErrExited
+	}
+	if !relevant(o.To) {
+		return s.lowerLocked(d, o, g)
+	}
+	// That of the order may not be closed by who revokes the grant at once.
+	thread, err := o.Thread.Clone()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			thread.Close()
+		}
+	}()
 	if g.CPU, err = o.Thread.CPU(); err != nil {
 		return err
 	}
@@ -618,28 +644,23 @@ func (s *Service) Grant(o *Order) (err error) {
 			s.giveLocked(loan)
 		}
 	}()
-	if err := s.noteLocked(&g); err != nil {
+	if err := s.noteLocked(g); err != nil {
 		return err
 	}
-	if err := s.watchLocked(&g); err != nil {
+	if err := s.watchLocked(g); err != nil {
 		_ = s.journal.ended(g.ID)
 		return err
 	}
-	if err = schedule(d, o.Thread, o.To); err == nil {
-		_, err = o.Verify()
-		if err != nil {
-			s.undoLocked(o, &g)
+	if err := schedule(d, o.Thread, o.To); err != nil {
+		if errors.Is(err, identity.ErrGone) {
+			s.undoLocked(o, g) // it may have had it, and be elsewhere
 		}
-	} else if errors.Is(err, identity.ErrGone) {
-		s.undoLocked(o, &g) // it may have had it, and be elsewhere
-	}
-	if err != nil {
 		s.watchdog.Unwatch(g.ID)
 		_ = s.journal.ended(g.ID)
 		return err
 	}
-	_, before := o.Reservation.Commit(g)
-	s.held[g.ID] = &held{thread: o.Thread, loan: loan}
+	_, before := o.Reservation.Commit(*g)
+	s.held[g.ID] = &held{thread: thread, loan: loan}
 	if before != nil {
 		s.replacedLocked(before)
 	}
@@ -681,16 +702,11 @@ func (s *Service) lowerLocked(d privcheck.Decision, o *Order, g *Grant) error {
 	if err := schedule(d, o.Thread, o.To); err != nil {
 		return err
 	}
-	if _, err := o.Verify(); err != nil {
-		s.undoLocked(o, g)
-		return err
-	}
 	_, before := o.Reservation.Commit(*g)
 	s.Remove(g.ID)
 	if before != nil {
 		s.replacedLocked(before)
 	}
-	o.Thread.Close()
 	return nil
 }
 

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -182,4 +184,38 @@ func listed(values []any, pid int) string {
 		}
 	}
 	return strings.Join(all, ", ")
+}
+
+// A process with so many threads that it takes long to look at all of them costs
+// itself time, and no neighbour.
+func TestKernelRealtimeAttackThreads(t *testing.T) {
+	w := newRealtimeWorld(t)
+	p, other := w.user(1000), w.user(1001)
+	w.threads(p, 4000)
+	c, co := p.MustDial(w.sock), other.MustDial(w.sock)
+	ask := func(c *harness.Conn) time.Duration {
+		began := time.Now()
+		if _, err := c.RT("MakeThreadHighPriority", uint64(0), int32(-3)); err != nil {
+			t.Error(err)
+		}
+		return time.Since(began)
+	}
+	alone := ask(c)
+	done := make(chan bool)
+	go func() {
+		defer close(done)
+		for range 12 {
+			ask(c)
+		}
+	}()
+	var waits []time.Duration
+	for range 12 {
+		waits = append(waits, ask(co))
+		time.Sleep(alone / 4)
+	}
+	<-done
+	slices.Sort(waits)
+	if median := waits[len(waits)/2]; median > alone/4 {
+		t.Errorf("a neighbour waits %v, where one look takes %v: %v", median, alone, waits)
+	}
 }
