@@ -131,11 +131,12 @@ func (o *realtimeOptions) config(state string) (*rt.Config, error) {
 // each: one in so many. api/server leaves an eighth for all that is not its own.
 const realtimeFiles = 16
 
-// maxGrants bounds the grants by what there are descriptors for.
+// maxGrants bounds the grants by what there are descriptors for, and by what can be
+// watched.
 func maxGrants() int {
 	var r unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
 		return 64
 	}
-	return int(max(min(r.Max, 1<<17)/realtimeFiles, 64))
+	return int(min(max(r.Max/realtimeFiles, 64), watchdog.MaxWatched))
 }

@@ -704,8 +704,8 @@ func hound(t *testing.T, c clocks, daemon int) (d *dog, reports func() (all []Ev
 		t.Fatal(errno)
 	}
 	d = &dog{clocks: c, parent: daemon, in: -1, out: pipe[1], canary: fd, scan: scan, task: task}
-	d.judge = judge{period: time.Second, slots: make([]slot, 0, maxWatched)}
-	d.threads, d.acts = make([]thread, 0, maxWatched), make([]act, 0, maxWatched+2)
+	d.judge = judge{period: time.Second, slots: make([]slot, 0, MaxWatched)}
+	d.threads, d.acts = make([]thread, 0, MaxWatched), make([]act, 0, MaxWatched+2)
 	now, boot := c.now()
 	d.judge.begin(now, boot)
 	t.Cleanup(func() {

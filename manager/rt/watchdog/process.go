@@ -134,8 +134,8 @@ type dog struct {
 	end          time.Duration // of an orphan; 0: it is none
 }
 
-// maxWatched is how many threads can be watched, descriptors allowing.
-const maxWatched = 4096
+// MaxWatched is how many threads can be watched, descriptors allowing.
+const MaxWatched = 4096
 
 // prepare makes everything ready that the loop needs, and locks it in memory.
 func (d *dog) prepare() error {
@@ -197,9 +197,9 @@ func (d *dog) prepare() error {
 }
 
 func (d *dog) configure(o order) error {
-	d.judge = judge{period: o.period, slots: make([]slot, 0, maxWatched)}
-	d.threads = make([]thread, 0, maxWatched)
-	d.acts = make([]act, 0, maxWatched+2)
+	d.judge = judge{period: o.period, slots: make([]slot, 0, MaxWatched)}
+	d.threads = make([]thread, 0, MaxWatched)
+	d.acts = make([]act, 0, MaxWatched+2)
 	d.flags, d.cheep, d.grace = o.flags, o.cheep, o.grace
 	var err error
 	d.wait, err = newWaiter(d.in)
@@ -392,7 +392,7 @@ func (d *dog) watch(o order) {
 		i++
 	}
 	if i == len(d.threads) {
-		if i == maxWatched { // the Supervisor sees to it that it is not
+		if i == MaxWatched { // the Supervisor sees to it that it is not
 			t.close()
 			d.lost(o.grant.ID, unix.ENFILE)
 			return

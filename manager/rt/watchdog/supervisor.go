@@ -54,9 +54,9 @@ type watched struct {
 func New(c Config) *Supervisor {
 	c.Cheep, c.Period = cmp.Or(c.Cheep, 5*time.Second), cmp.Or(c.Period, 10*time.Second)
 	c.Grace, c.Linger = cmp.Or(c.Grace, 30*time.Second), cmp.Or(c.Linger, 10*time.Second)
-	s := &Supervisor{config: c, grants: make(map[uint64]*watched), limit: maxWatched}
+	s := &Supervisor{config: c, grants: make(map[uint64]*watched), limit: MaxWatched}
 	var rl unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &rl) == nil && rl.Max < maxWatched+64 {
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &rl) == nil && rl.Max < MaxWatched+64 {
 		s.limit = max(int(rl.Max)-64, 1)
 	}
 	s.idle = time.AfterFunc(time.Hour, s.rest)
