@@ -173,43 +173,27 @@ func (r *request) property(rq *api.Request) (err error) {
 	if err != nil {
 		return err
 	}
-	number := func(n int32) func(*wire.Encoder) {
-		return func(e *wire.Encoder) {
-			e.VariantSignature("i")
-			e.Int32(n)
-		}
-	}
-	all := []struct {
-		name  string
-		value func(*wire.Encoder)
-	}{
-		{"RTTimeUSecMax", func(e *wire.Encoder) {
-			e.VariantSignature("x")
-			e.Int64(values.RTTimeUSecMax)
-		}},
-		{"MaxRealtimePriority", number(values.MaxRealtimePriority)},
-		{"MinNiceLevel", number(values.MinNiceLevel)},
-	}
+	all := wire.RealtimeProperties(values)
 	if r.method.Name == "GetAll" {
 		r.reply("a{sv}", func(e *wire.Encoder) {
 			e.Array(8, func() {
 				for _, p := range all {
 					e.Element()
-					e.String(p.name)
-					p.value(e)
+					e.String(p.Name)
+					p.Write(e)
 				}
 			})
 		})
 		return nil
 	}
 	for _, p := range all {
-		if p.name != name {
+		if p.Name != name {
 			continue
 		}
 		if r.method.Name == "Set" {
 			r.fail(errorAccessDenied, "The "+name+" property is read-only")
 		} else {
-			r.reply("v", p.value)
+			r.reply("v", p.Write)
 		}
 		return nil
 	}

@@ -39,21 +39,11 @@ type argumentError string
 func (e argumentError) Error() string { return string(e) }
 
 // realtimeProperties are the properties of RealtimeKit1 with the values.
-func realtimeProperties(v api.RealtimeProperties) []property {
-	number := func(name string, n int32) property {
-		return property{api.RealtimeInterface, name, func(e *wire.Encoder) {
-			e.VariantSignature("i")
-			e.Int32(n)
-		}}
+func realtimeProperties(v api.RealtimeProperties) (all []property) {
+	for _, p := range wire.RealtimeProperties(v) {
+		all = append(all, property{api.RealtimeInterface, p.Name, p.Write})
 	}
-	return []property{
-		{api.RealtimeInterface, "RTTimeUSecMax", func(e *wire.Encoder) {
-			e.VariantSignature("x")
-			e.Int64(v.RTTimeUSecMax)
-		}},
-		number("MaxRealtimePriority", v.MaxRealtimePriority),
-		number("MinNiceLevel", v.MinNiceLevel),
-	}
+	return all
 }
 
 // The methods of Properties at the object of RealtimeKit1, where the Backend is
