@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,7 +56,7 @@ func TestRealtimeRequests(t *testing.T) {
 			for _, iface := range []string{api.RealtimeInterface, ""} {
 				for _, more := range [][]any{nil, {"more"}, {uint32(1), uint64(2), []string{"x"}}, {handle(0)}} {
 					m := tc.call
-					m.iface, m.args = iface, append(m.args[:len(m.args):len(m.args)], more...)
+					m.iface, m.args = iface, append(slices.Clip(m.args), more...)
 					var fds []int
 					if len(more) > 0 && more[0] == handle(0) {
 						m.fds, fds = 1, []int{r}

@@ -5,9 +5,17 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// BootID returns what tells the host's boots apart (random(4)): numbers and start
+// times of processes mean nothing in another one.
+func BootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
 
 // Processes returns the processes of the daemon's pid namespace.
 func Processes() ([]int32, error) {

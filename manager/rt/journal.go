@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"cgmanager/manager/identity"
 )
 
 // journal is the file in which grants are noted, for a daemon that comes after one
@@ -37,12 +39,6 @@ const (
 	slack = 4096
 )
 
-// bootID tells the host's boots apart.
-func bootID() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return string(bytes.TrimSpace(b)), err
-}
-
 // readJournal returns the grants that a journal of this boot notes. What is
 // malformed is left out: their threads are looked at anyway.
 func readJournal(path string) ([]Grant, error) {
@@ -61,7 +57,7 @@ func readJournal(path string) ([]Grant, error) {
 	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || !st.Mode().IsRegular() || sys.Uid != 0 || st.Size() > maxJournal {
 		return nil, fmt.Errorf("%s: not a file of the daemon's", path)
 	}
-	boot, err := bootID()
+	boot, err := identity.BootID()
 	if err != nil {
 		return nil, err
 	}
@@ -96,7 +92,7 @@ func readJournal(path string) ([]Grant, error) {
 // writeJournal begins a journal with the grants that there are, in place of
 // another. The file at path is the old one or the new, whatever happens.
 func writeJournal(path string, grants []Grant) (_ *journal, err error) {
-	boot, err := bootID()
+	boot, err := identity.BootID()
 	if err != nil {
 		return nil, err
 	}

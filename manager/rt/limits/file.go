@@ -1,7 +1,6 @@
 package limits
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +10,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"cgmanager/manager/identity"
 )
 
 // file is where entries are noted, whole each time: there are few.
@@ -30,8 +31,8 @@ type content struct {
 const maxFile = 16 << 20
 
 func newFile(state string) (file, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return file{path: filepath.Join(state, "limits"), boot: string(bytes.TrimSpace(b))}, err
+	boot, err := identity.BootID()
+	return file{path: filepath.Join(state, "limits"), boot: boot}, err
 }
 
 // read returns the entries that an earlier daemon noted.
