@@ -268,41 +268,38 @@ func TestKernelGrantGone(t *testing.T) {
 	}
 }
 
-// A thread that executes another program goes on as the first thread of its process,
-// as it was scheduled, and under another number.
-func TestKernelGrantFollows(t *testing.T) {
-	s := openService(t, t.TempDir())
-	defer s.Close(false)
-	for _, end := range []string{"sweep", "revoke"} {
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), executesEnv+"=1")
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		})
-		var tid int32
-		if _, err := fmt.Fscan(out, &tid); err != nil {
-			t.Fatal(err)
-		}
-		pid := int32(cmd.Process.Pid)
-		p, th := handles(t, pid, tid)
-		if tid == pid {
-			t.Fatal("the second thread is the first")
-		}
-		if err := s.Grant(order(t, s, p, th, rr10)); err != nil {
-			t.Fatal(err)
-		}
+// executing starts a process and returns handles on its second thread, and what has
+// that execute another program.
+func executing(t *testing.T) (p *identity.Process, th *identity.Thread, execute func()) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), executesEnv+"=1")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	var tid int32
+	if _, err := fmt.Fscan(out, &tid); err != nil {
+		t.Fatal(err)
+	}
+	pid := int32(cmd.Process.Pid)
+	if tid == pid {
+		t.Fatal("the second thread is the first")
+	}
+	p, th = handles(t, pid, tid)
+	return p, th, func() {
+		t.Helper()
 		if _, err := fmt.Fprintln(in); err != nil {
 			t.Fatal(err)
 		}
@@ -311,6 +308,21 @@ func TestKernelGrantFollows(t *testing.T) {
 			return err == nil && string(b) == "sleep\n"
 		})
 		isNow(t, pid, unix.SCHED_RR, 10, 0) // else there is nothing to follow
+	}
+}
+
+// A thread that executes another program goes on as the first thread of its process,
+// as it was scheduled, and under another number.
+func TestKernelGrantFollows(t *testing.T) {
+	s := openService(t, t.TempDir())
+	defer s.Close(false)
+	for _, end := range []string{"sweep", "revoke"} {
+		p, th, execute := executing(t)
+		pid := p.PID()
+		if err := s.Grant(order(t, s, p, th, rr10)); err != nil {
+			t.Fatal(err)
+		}
+		execute()
 		if end == "sweep" {
 			g := s.Current()
 			if len(g) != 1 || g[0].Thread.TID != pid {
@@ -321,6 +333,31 @@ func TestKernelGrantFollows(t *testing.T) {
 			t.Errorf("%d threads demoted, want 1", n)
 		}
 		isNow(t, pid, unix.SCHED_NORMAL, 0, 0)
+	}
+}
+
+// Nobody looks any more at what a demoted thread takes. One that takes its number by
+// execve(2) is looked at.
+func TestKernelGrantFollowsPastDemoted(t *testing.T) {
+	s := openService(t, t.TempDir())
+	defer s.Close(false)
+	p, th, execute := executing(t)
+	_, first := handles(t, p.PID(), 0)
+	if err := s.Grant(order(t, s, p, first, rr10)); err != nil {
+		t.Fatal(err)
+	}
+	before := s.List()[0]
+	if err := ordinary(p.PID()); err != nil {
+		t.Fatal(err)
+	}
+	s.SetDemoted(before.ID, true)
+	if err := s.Grant(order(t, s, p, th, rr10)); err != nil {
+		t.Fatal(err)
+	}
+	execute()
+	g := s.Current()
+	if len(g) != 1 || g[0].ID == before.ID || g[0].Demoted || g[0].Thread.TID != p.PID() {
+		t.Errorf("granted: %+v, want one that is not demoted", g)
 	}
 }
 
