@@ -68,6 +68,9 @@ func required(feature string) bool {
 	switch feature {
 	case "root", "v1", "v2", "unified", "userns", "systemd", "rtgroup", "sysresource", "vm":
 		return slices.Contains(strings.Split(list, ","), feature)
+	case Polkitd:
+		// Not in the machines' image: nothing of it depends on the layout.
+		return list != "" && os.Getenv("CGM_VM") == ""
 	}
 	return list != ""
 }
