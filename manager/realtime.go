@@ -262,6 +262,7 @@ type granting struct {
 	subject string
 	proc    *identity.Process
 	process rt.Process
+	leader  *identity.Thread // the process's first one, until it is the thread
 	thread  *identity.Thread
 	tid     int32
 	want    rt.Want
@@ -337,8 +338,10 @@ func (c *call) grant(w rt.Want, subject string, openProcess, openThread func(*gr
 }
 
 func (g *granting) close() {
-	if g.thread != nil {
-		g.thread.Close()
+	for _, t := range []*identity.Thread{g.thread, g.leader} {
+		if t != nil {
+			t.Close()
+		}
 	}
 }
 
@@ -404,8 +407,11 @@ func (g *granting) hold(p *identity.Process) (err error) {
 	if !p.Alive() {
 		return identity.ErrGone
 	}
-	g.process, err = rt.ProcessOf(p)
-	return err
+	if g.leader, err = p.Thread(p.PID()); err != nil {
+		return err
+	}
+	g.process = rt.Process{PID: p.PID(), Started: g.leader.Started()}
+	return nil
 }
 
 // openThread finds the thread, 0 the process's first one.
@@ -416,7 +422,9 @@ func (g *granting) openThread(id uint64) (err error) {
 			return err
 		}
 	}
-	if g.thread, err = g.proc.Thread(tid); err != nil {
+	if tid == g.leader.TID() {
+		g.thread, g.leader = g.leader, nil
+	} else if g.thread, err = g.proc.Thread(tid); err != nil {
 		return err
 	}
 	g.tid = tid
@@ -715,6 +723,7 @@ func (m *Manager) GrantLimits(rq *api.Request, pid uint32) (map[string]string, e
 // limited finds the process whose limits are to be changed, and asks clause 10.
 func (c *call) limited(pid uint32) (*granting, privcheck.Decision, error) {
 	g := &granting{call: c, subject: "process " + strconv.FormatUint(uint64(pid), 10)}
+	defer g.close() // nothing is asked about its threads
 	if err := g.open(api.Thread{Process: uint64(pid)}); err != nil {
 		return nil, privcheck.Decision{}, c.realtime(g.subject, err)
 	}

@@ -18,6 +18,7 @@ import (
 type Thread struct {
 	tid     int32
 	dir     int // O_PATH
+	file    int // its stat, or -1 after Rest
 	started uint64
 }
 
@@ -38,7 +39,11 @@ func (p *Process) Thread(tid int32) (*Thread, error) {
 	if err != nil {
 		return nil, gone(err)
 	}
-	t := &Thread{tid: tid, dir: fd}
+	t := &Thread{tid: tid, dir: fd, file: -1}
+	if t.file, err = unix.Openat(fd, "stat", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		t.Close()
+		return nil, gone(err)
+	}
 	st, err := t.stat()
 	if err != nil {
 		t.Close()
@@ -50,6 +55,7 @@ func (p *Process) Thread(tid int32) (*Thread, error) {
 
 // Close lets go of the handle.
 func (t *Thread) Close() {
+	t.Rest()
 	closeFD(t.dir)
 	t.dir = -1
 }
@@ -60,7 +66,16 @@ func (t *Thread) Clone() (*Thread, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return &Thread{tid: t.tid, dir: fd, started: t.started}, nil
+	return &Thread{tid: t.tid, dir: fd, file: -1, started: t.started}, nil
+}
+
+// Rest lets go of what is only for looking at the thread often: a handle that is kept
+// takes one descriptor then.
+func (t *Thread) Rest() {
+	if t.file >= 0 {
+		closeFD(t.file)
+		t.file = -1
+	}
 }
 
 // TID returns the thread's id in the daemon's pid namespace.
@@ -110,10 +125,7 @@ func (t *Thread) read(name string) ([]byte, error) {
 	}
 	defer closeFD(fd)
 	b, err := preadAll(fd, nil)
-	if err != nil {
-		return nil, gone(err)
-	}
-	return b, nil
+	return b, gone(err)
 }
 
 // stat is what is needed of a /proc/PID/task/TID/stat.
@@ -125,9 +137,15 @@ type stat struct {
 // stat returns ErrGone also of a thread that has ended and is not reaped: a first
 // thread that others outlive.
 func (t *Thread) stat() (stat, error) {
-	b, err := t.read("stat")
+	var b []byte
+	var err error
+	if t.file >= 0 {
+		b, err = preadAll(t.file, nil)
+	} else {
+		b, err = t.read("stat")
+	}
 	if err != nil {
-		return stat{}, err
+		return stat{}, gone(err)
 	}
 	state, st, err := parseStat(b)
 	if err == nil && (state == 'Z' || state == 'X') {
@@ -247,15 +265,12 @@ func parseGroups(status []byte) ([]uint32, error) {
 }
 
 // RTTimeMax returns the process's hard RLIMIT_RTTIME in microseconds, and false
-// where there is none.
+// where there is none. It counts only if the process is alive afterwards.
 func (p *Process) RTTimeMax() (uint64, bool, error) {
 	var l unix.Rlimit
 	// A tenth of what the file costs. It takes the same uid, or CAP_SYS_RESOURCE in the
 	// process's user namespace. The number is the process's own as long as it is alive.
 	err := unix.Prlimit(int(p.pid), unix.RLIMIT_RTTIME, nil, &l)
-	if err == nil && !p.Alive() {
-		err = ErrGone
-	}
 	if errors.Is(err, unix.EPERM) {
 		var ls RLimits
 		ls, err = p.RLimits()

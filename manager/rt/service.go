@@ -141,6 +141,7 @@ func (s *Service) adopt() error {
 	for _, g := range before {
 		if t := still(&g); t != nil {
 			g = s.Adopt(g)
+			t.Rest()
 			s.held[g.ID] = &held{thread: t}
 			s.lendAgainLocked(&g)
 		} else {
@@ -424,6 +425,7 @@ func (s *Service) movedLocked(g *Grant) (next Grant, ok bool) {
 	}
 	next.Policy, next.Priority, next.Nice, next.Demoted = now.Policy, now.Priority, now.Nice, false
 	next = s.Adopt(next)
+	t.Rest()
 	s.held[next.ID] = &held{thread: t}
 	if h := s.held[g.ID]; h != nil {
 		s.held[next.ID].loan, h.loan = h.loan, nil

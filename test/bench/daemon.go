@@ -110,12 +110,12 @@ func (s *server) rss() (int64, error) {
 	return kb << 10, err
 }
 
-// switches returns how often the threads of processes have been switched to so far:
-// each wake-up is at least one.
+// switches returns how often the threads of processes have gone to sleep so far, which
+// is how often they were woken up. To be preempted is no wake-up.
 func switches(pids ...int) (sum int64, err error) {
 	for _, pid := range pids {
 		if err := threads(pid, func(dir string) error {
-			n, err := status(filepath.Join(dir, "status"), "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+			n, err := status(filepath.Join(dir, "status"), "voluntary_ctxt_switches")
 			sum += n
 			return err
 		}); err != nil {
