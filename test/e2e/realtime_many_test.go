@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -32,7 +33,7 @@ var askAgain = harness.Inside("ask again", func(a struct {
 		answer, err := q.ask()
 		took = append(took, time.Since(start))
 		if err != nil || answer != rtGranted {
-			return 0, fmt.Errorf("request %d: %v, %w", i, err, &answer)
+			return 0, fmt.Errorf("request %d: %w", i, errors.Join(err, &answer))
 		}
 	}
 	slices.Sort(took)

@@ -340,7 +340,6 @@ func (m *model) step() {
 		maps.DeleteFunc(m.grants, func(t modelThread, _ []string) bool { return t.p == p })
 		b.procs = slices.Delete(b.procs, i, i+1)
 		p = m.add(b, b.user(p.UID), true)
-		i = len(b.procs) - 1
 	}
 	q := wanted{Sock: m.rw.sock, Process: 1<<32 - 1, Realtime: m.rand.IntN(3) > 0, Level: int32(m.rand.IntN(20)) + 1}
 	target := p
