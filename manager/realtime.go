@@ -764,7 +764,7 @@ func (m *Manager) RevokeLimits(rq *api.Request, pid uint32) ([]uint32, error) {
 
 // ResetKnown implements api.RealtimeKit1.
 func (m *Manager) ResetKnown(rq *api.Request) error {
-	return m.reset("ResetKnown", rq, func() (int, error) { return m.rt.Revoke(), nil })
+	return m.reset("ResetKnown", rq, func() (int, error) { return m.rt.RevokeAll(), nil })
 }
 
 // ResetAll implements api.RealtimeKit1.

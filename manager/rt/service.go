@@ -248,7 +248,7 @@ func (s *Service) watchLocked(g *Grant) error {
 func (s *Service) Close(leave bool) {
 	s.ended.Store(true) // a request may be under way, for want of polkit's answer
 	if !leave {
-		s.Revoke()
+		s.RevokeAll()
 		s.revokeAllLimits()
 	}
 	s.stop(leave)
@@ -287,7 +287,7 @@ func (s *Service) Reload() error {
 // Exit takes back every grant and grants no more until Resume.
 func (s *Service) Exit() int {
 	s.ended.Store(true)
-	n := s.Revoke()
+	n := s.RevokeAll()
 	s.revokeAllLimits()
 	return n
 }
@@ -497,15 +497,18 @@ func (s *Service) noteLocked(g *Grant) error {
 	return nil
 }
 
-// Revoke takes back the grants named, or all. It returns how many threads were
-// demoted.
-func (s *Service) Revoke(grants ...Grant) int {
+// Revoke takes a grant back. It reports whether a thread was demoted.
+func (s *Service) Revoke(g Grant) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(grants) == 0 {
-		grants = s.List()
-	}
-	return s.revokeLocked(grants)
+	return s.revokeLocked([]Grant{g}) > 0
+}
+
+// RevokeAll takes every grant back. It returns how many threads were demoted.
+func (s *Service) RevokeAll() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.revokeLocked(s.List())
 }
 
 func (s *Service) revokeLocked(grants []Grant) (n int) {

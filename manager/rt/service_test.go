@@ -243,7 +243,7 @@ func TestKernelClosed(t *testing.T) {
 		t.Errorf("granted by one that is closed: %v", err)
 	}
 	isNow(t, th.TID(), unix.SCHED_NORMAL, 0, 0)
-	if g := s.Current(); len(g) != 0 || s.Revoke() != 0 {
+	if g := s.Current(); len(g) != 0 || s.RevokeAll() != 0 {
 		t.Errorf("granted: %v", g)
 	}
 }
@@ -329,7 +329,7 @@ func TestKernelGrantFollows(t *testing.T) {
 				t.Errorf("granted to %v, want the first thread of %d", g, pid)
 			}
 		}
-		if n := s.Revoke(); n != 1 {
+		if n := s.RevokeAll(); n != 1 {
 			t.Errorf("%d threads demoted, want 1", n)
 		}
 		isNow(t, pid, unix.SCHED_NORMAL, 0, 0)
@@ -374,10 +374,37 @@ func TestKernelRevokeSpares(t *testing.T) {
 	if err := unix.SchedSetAttr(int(p.PID()), &attr, 0); err != nil {
 		t.Fatal(err)
 	}
-	if n := s.Revoke(); n != 0 {
+	if n := s.RevokeAll(); n != 0 {
 		t.Errorf("%d threads demoted, want none", n)
 	}
 	isNow(t, p.PID(), unix.SCHED_FIFO, 30, 0)
+}
+
+// Who revokes one grant revokes no other.
+func TestKernelRevokeOne(t *testing.T) {
+	s := openService(t, t.TempDir())
+	defer s.Close(false)
+	var pids []int32
+	for range 2 {
+		p, th := sleeper(t)
+		if err := s.Grant(order(t, s, p, th, rr10)); err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, p.PID())
+	}
+	first := s.List()[0]
+	if !s.Revoke(first) {
+		t.Error("nothing was demoted")
+	}
+	if s.Revoke(first) {
+		t.Error("demoted twice")
+	}
+	isNow(t, pids[0], unix.SCHED_NORMAL, 0, 0)
+	isNow(t, pids[1], unix.SCHED_RR, 10, 0)
+	if n := s.RevokeAll(); n != 1 {
+		t.Errorf("%d threads demoted, want 1", n)
+	}
+	isNow(t, pids[1], unix.SCHED_NORMAL, 0, 0)
 }
 
 // The journal is read whatever is in it.
