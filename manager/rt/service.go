@@ -88,7 +88,7 @@ func Open(c Config, set *cgfs.Set, host *identity.Host, log *logrus.Logger) (_ *
 	if s.policy, err = policy.Open(c.PolicyFile); err != nil {
 		return nil, err
 	}
-	if s.limits, err = limits.New(c.State, host, s.Granted); err != nil {
+	if s.limits, err = limits.New(c.State, host, s.Granted, log); err != nil {
 		return nil, fmt.Errorf("resource limits: %w", err)
 	}
 	if s.budgets, err = budget.New(set); err != nil {

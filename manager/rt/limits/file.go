@@ -64,6 +64,9 @@ func (f file) read() ([]*entry, error) {
 	return c.Entries, nil
 }
 
+// aside keeps a file that could not be read, for people, and makes room for a new one.
+func (f file) aside() error { return os.Rename(f.path, f.path+".bad") } //nolint:forbidigo // As above.
+
 // write puts a new file in the place of the old one, or removes it if there is
 // nothing to note.
 func (f file) write(entries []*entry) error {

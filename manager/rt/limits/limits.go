@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"cgmanager/api"
@@ -68,16 +69,18 @@ type entry struct {
 }
 
 // New makes Grants; state is the directory in which they are noted, for the next
-// daemon. granted reports whether a thread is scheduled so by a grant of its own, which is left
+// daemon. A file there that makes no sense is set aside, as limits.bad, and log says so:
+// what else the daemon serves does not depend on it. granted reports whether a thread is scheduled so by a grant of its own, which is left
 // alone where limits are taken back; both are the daemon's numbers.
-func New(state string, h *identity.Host, granted func(pid, tid int32, now identity.Scheduling) bool) (*Grants, error) {
+func New(state string, h *identity.Host, granted func(pid, tid int32, now identity.Scheduling) bool, log *logrus.Logger) (*Grants, error) {
 	f, err := newFile(state)
 	if err != nil {
 		return nil, fmt.Errorf("limits that were given: %w", err)
 	}
 	g := &Grants{host: h, granted: granted, file: f}
 	if g.entries, err = f.read(); err != nil {
-		return nil, fmt.Errorf("limits that were given: %w", err)
+		log.WithError(errors.Join(err, f.aside())).
+			Errorf("It is not known to whom an earlier daemon gave resource limits: they keep them. What it noted is kept as %s.bad.", f.path)
 	}
 	return g, nil
 }

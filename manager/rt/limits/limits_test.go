@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
 	"cgmanager/api"
@@ -44,7 +45,7 @@ func grants(t *testing.T, state string, granted ...int) *limits.Grants {
 	}
 	g, err := limits.New(state, h, func(_, tid int32, now identity.Scheduling) bool {
 		return slices.Contains(granted, int(tid)) && now.Priority <= 6
-	})
+	}, logrus.New())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -680,19 +681,33 @@ func TestFile(t *testing.T) {
 	} {
 		state := t.TempDir()
 		content := strings.ReplaceAll(tc.content, "BOOT", strings.TrimSpace(string(boot)))
-		if err := os.WriteFile(filepath.Join(state, "limits"), []byte(content), 0o600); err != nil {
+		path := filepath.Join(state, "limits")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		g, err := limits.New(state, h, func(int32, int32, identity.Scheduling) bool { return false })
-		if (err == nil) != tc.ok {
-			t.Errorf("%s: %v", tc.name, err)
+		log := logrus.New()
+		var said strings.Builder
+		log.SetOutput(&said)
+		g, err := limits.New(state, h, func(int32, int32, identity.Scheduling) bool { return false }, log)
+		if err != nil {
+			t.Errorf("%s: the daemon does not start: %v", tc.name, err)
 			continue
 		}
-		if err == nil && tc.name == "one" && !maps.Equal(g.List()[0].Limits, map[string]string{"rtprio": "unlimited"}) {
+		if tc.name == "one" && !maps.Equal(g.List()[0].Limits, map[string]string{"rtprio": "unlimited"}) {
 			t.Errorf("%s: %+v", tc.name, g.List())
 		}
-		if err == nil && len(g.List()) != tc.entries {
+		if len(g.List()) != tc.entries {
 			t.Errorf("%s: %+v", tc.name, g.List())
+		}
+		if loud := strings.Contains(said.String(), "level=error"); loud == tc.ok {
+			t.Errorf("%s: the log says %q", tc.name, said.String())
+		}
+		kept, err := os.ReadFile(path + ".bad")
+		if tc.ok != errors.Is(err, os.ErrNotExist) || !tc.ok && string(kept) != content {
+			t.Errorf("%s: kept aside: %q, %v", tc.name, kept, err)
+		}
+		if _, err := os.Stat(path); tc.ok != (err == nil) {
+			t.Errorf("%s: the file: %v", tc.name, err)
 		}
 	}
 }
