@@ -57,7 +57,11 @@ type Service struct {
 	limits   *limits.Grants
 	budgets  *budget.Budgets
 	watchdog *watchdog.Supervisor
-	ended    atomic.Bool // by Exit, or Close
+
+	// giving is held while limits are given, so that nobody is given any once ended
+	// is set, by Exit or Close.
+	giving sync.Mutex
+	ended  atomic.Bool // set with giving held
 
 	asking asking
 	events events
@@ -246,7 +250,7 @@ func (s *Service) watchLocked(g *Grant) error {
 // Close ends the service. With leave the next daemon takes up what is granted, else
 // it is taken back.
 func (s *Service) Close(leave bool) {
-	s.ended.Store(true) // a request may be under way, for want of polkit's answer
+	s.end() // a request may be under way, for want of polkit's answer
 	if !leave {
 		s.RevokeAll()
 		s.revokeAllLimits()
@@ -284,9 +288,16 @@ func (s *Service) Reload() error {
 	return nil
 }
 
+// end has nothing be granted any more. Who is being given limits has them by then.
+func (s *Service) end() {
+	s.giving.Lock()
+	defer s.giving.Unlock()
+	s.ended.Store(true)
+}
+
 // Exit takes back every grant and grants no more until Resume.
 func (s *Service) Exit() int {
-	s.ended.Store(true)
+	s.end()
 	n := s.RevokeAll()
 	s.revokeAllLimits()
 	return n
@@ -758,11 +769,13 @@ var ErrNoLimits = errors.New("no rule of the host's realtime policy gives the pr
 // GrantLimits gives a process the resource limits that the policy file names, charged
 // to the accounts, or returns ErrNoLimits.
 func (s *Service) GrantLimits(d privcheck.Decision, p *identity.Process, who policy.Target, accounts []string) (map[string]string, error) {
-	if s.Exited() {
-		return nil, ErrExited
-	}
 	l := s.limitsOf(who)
-	if l == nil {
+	s.giving.Lock()
+	defer s.giving.Unlock()
+	switch {
+	case s.Exited():
+		return nil, ErrExited
+	case l == nil:
 		return nil, ErrNoLimits
 	}
 	return s.limits.Give(d, p, *l, s.RTTimeMax, accounts)

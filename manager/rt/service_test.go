@@ -19,6 +19,7 @@ import (
 	"cgmanager/cgfs"
 	"cgmanager/cgfs/cgtest"
 	"cgmanager/manager/identity"
+	"cgmanager/manager/rt/policy"
 	"cgmanager/manager/rt/watchdog"
 	"cgmanager/privcheck"
 )
@@ -245,6 +246,57 @@ func TestKernelClosed(t *testing.T) {
 	isNow(t, th.TID(), unix.SCHED_NORMAL, 0, 0)
 	if g := s.Current(); len(g) != 0 || s.RevokeAll() != 0 {
 		t.Errorf("granted: %v", g)
+	}
+}
+
+// What takes all limits back takes those back too that are being given, and who comes
+// then is given none.
+func TestKernelExitWhileLimitsAreGiven(t *testing.T) {
+	state := t.TempDir()
+	rules := "[[rule]]\nuid = 0\n[rule.limits]\nrtprio = 5\n"
+	if err := os.WriteFile(filepath.Join(state, "none"), []byte(rules), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := openService(t, state)
+	defer s.Close(false)
+	p, th := sleeper(t)
+	defer th.Close()
+	give := func() chan error {
+		c := make(chan error, 1)
+		go func() {
+			_, err := s.GrantLimits(privcheck.RealtimeKept(true), p, policy.Target{}, []string{"uid:0"})
+			c <- err
+		}()
+		return c
+	}
+	if err := <-give(); errors.Is(err, ErrNoLimits) {
+		t.Fatal("the rule says nothing")
+	}
+	const while = 50 * time.Millisecond
+	s.giving.Lock()
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		s.Exit()
+	}()
+	time.Sleep(while)
+	if s.Exited() {
+		t.Error("who is given limits at this moment is not waited for")
+	}
+	s.giving.Unlock()
+	<-exited
+	if left := s.Given(); len(left) > 0 {
+		t.Errorf("limits are left: %v", left)
+	}
+	s.Resume()
+
+	s.giving.Lock()
+	late := give()
+	time.Sleep(while)
+	s.ended.Store(true) // as end does
+	s.giving.Unlock()
+	if err := <-late; !errors.Is(err, ErrExited) {
+		t.Errorf("given after the end: %v", err)
 	}
 }
 
