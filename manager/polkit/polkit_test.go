@@ -135,6 +135,8 @@ func TestAnswers(t *testing.T) {
 			t.Errorf("%s: got %v, %v, want %v, %q", tc.action, yes, err, tc.yes, tc.err)
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	want := "unix-process map[pid:@u 12345 start-time:@t 1099511627776 uid:1000] map[] 0"
 	if got := s.subjects[0]; got != want {
 		t.Errorf("asked about %s\nwant %s", got, want)
