@@ -621,12 +621,15 @@ func (m *Manager) ListGrants(rq *api.Request) ([]api.Grant, error) {
 		return nil, err
 	}
 	defer c.release()
-	var all []api.Grant
-	for _, g := range m.rt.Current() {
-		p, ok := c.entry(g.Thread.PID, g.Thread.Process)
-		if !ok {
-			continue
+	visible := map[rt.Process]api.Grant{}
+	for _, name := range m.rt.Processes() {
+		if p, ok := c.entry(name.PID, name); ok {
+			visible[name] = p
 		}
+	}
+	var all []api.Grant
+	for _, g := range m.rt.Current(func(p rt.Process) bool { _, ok := visible[p]; return ok }) {
+		p := visible[g.Thread.Process]
 		tid, ok := m.host.PIDIn(c.r().proc, g.Thread.TID)
 		if !ok {
 			continue

@@ -305,11 +305,29 @@ func (l *Ledger) Granted(pid, tid int32, now identity.Scheduling) bool {
 // List returns the grants that are charged to one of the accounts, or all if none
 // are named, the oldest first.
 func (l *Ledger) List(accounts ...string) []Grant {
+	return l.list(func(g *Grant) bool {
+		return len(accounts) == 0 || slices.ContainsFunc(g.Accounts, func(a string) bool { return slices.Contains(accounts, a) })
+	})
+}
+
+// Processes returns those whose threads have grants, in no order.
+func (l *Ledger) Processes() []Process {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := map[Process]struct{}{}
+	for t := range l.threads {
+		all[t.Process] = struct{}{}
+	}
+	return slices.Collect(maps.Keys(all))
+}
+
+// list returns the grants that which picks, the oldest first.
+func (l *Ledger) list(which func(*Grant) bool) []Grant {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var all []Grant
 	for _, g := range l.grants {
-		if len(accounts) == 0 || slices.ContainsFunc(g.Accounts, func(a string) bool { return slices.Contains(accounts, a) }) {
+		if which(g) {
 			all = append(all, *g)
 		}
 	}

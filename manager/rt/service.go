@@ -353,7 +353,7 @@ func (s *Service) swept(accounts []string, ask func() error) error {
 		accounts = nil // the place of anybody
 	}
 	s.mu.Lock()
-	n := s.sweepLocked(accounts...)
+	n := s.sweepLocked(s.List(accounts...))
 	s.mu.Unlock()
 	if n == 0 {
 		return err
@@ -361,12 +361,15 @@ func (s *Service) swept(accounts []string, ask func() error) error {
 	return ask()
 }
 
-// Current returns the grants whose threads have them still, the oldest first.
-func (s *Service) Current() []Grant {
+// Current returns the grants of threads of the processes that which picks, the oldest
+// first, and only those whose threads have them still. The others' are not looked at:
+// whoever asks holds up all who ask for a grant.
+func (s *Service) Current(which func(Process) bool) []Grant {
+	picked := func(g *Grant) bool { return which(g.Thread.Process) }
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sweepLocked()
-	return s.List()
+	s.sweepLocked(s.list(picked))
+	return s.list(picked)
 }
 
 // Used returns the CPU time that the thread of a grant has used since.
@@ -384,11 +387,11 @@ func (s *Service) Used(g *Grant) time.Duration {
 	return max(used-g.CPU, 0)
 }
 
-// sweepLocked ends the grants, of those charged to the accounts or of all, whose
-// threads are gone or have nothing to take back. It returns how many there were.
-func (s *Service) sweepLocked(accounts ...string) (n int) {
-	for _, g := range s.List(accounts...) {
-		if s.settleLocked(&g) {
+// sweepLocked ends those of the grants whose threads are gone or have nothing to take
+// back. It returns how many there were.
+func (s *Service) sweepLocked(grants []Grant) (n int) {
+	for i := range grants {
+		if s.settleLocked(&grants[i]) {
 			n++
 		}
 	}

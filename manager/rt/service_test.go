@@ -113,6 +113,8 @@ func order(t *testing.T, s *Service, p *identity.Process, th *identity.Thread, t
 
 var rr10 = identity.Scheduling{Policy: unix.SCHED_RR, Priority: 10}
 
+func anybody(Process) bool { return true }
+
 func isNow(t *testing.T, tid int32, policy, priority uint32, nice int32) {
 	t.Helper()
 	a, err := unix.SchedGetAttr(int(tid), 0)
@@ -244,7 +246,7 @@ func TestKernelClosed(t *testing.T) {
 		t.Errorf("granted by one that is closed: %v", err)
 	}
 	isNow(t, th.TID(), unix.SCHED_NORMAL, 0, 0)
-	if g := s.Current(); len(g) != 0 || s.RevokeAll() != 0 {
+	if g := s.Current(anybody); len(g) != 0 || s.RevokeAll() != 0 {
 		t.Errorf("granted: %v", g)
 	}
 }
@@ -376,7 +378,7 @@ func TestKernelGrantFollows(t *testing.T) {
 		}
 		execute()
 		if end == "sweep" {
-			g := s.Current()
+			g := s.Current(anybody)
 			if len(g) != 1 || g[0].Thread.TID != pid {
 				t.Errorf("granted to %v, want the first thread of %d", g, pid)
 			}
@@ -407,7 +409,7 @@ func TestKernelGrantFollowsPastDemoted(t *testing.T) {
 		t.Fatal(err)
 	}
 	execute()
-	g := s.Current()
+	g := s.Current(anybody)
 	if len(g) != 1 || g[0].ID == before.ID || g[0].Demoted || g[0].Thread.TID != p.PID() {
 		t.Errorf("granted: %+v, want one that is not demoted", g)
 	}
@@ -457,6 +459,40 @@ func TestKernelRevokeOne(t *testing.T) {
 		t.Errorf("%d threads demoted, want 1", n)
 	}
 	isNow(t, pids[1], unix.SCHED_NORMAL, 0, 0)
+}
+
+// Who lists grants has none looked at but those that it may see.
+func TestKernelCurrent(t *testing.T) {
+	s := openService(t, t.TempDir())
+	defer s.Close(false)
+	var names []Process
+	for range 3 {
+		p, th := sleeper(t)
+		o := order(t, s, p, th, rr10)
+		if err := s.Grant(o); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, o.Reservation.thread.Process)
+	}
+	for _, gone := range names[:2] {
+		if err := ordinary(gone.PID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := s.Processes(); len(got) != 3 {
+		t.Errorf("processes: %v, want %v", got, names)
+	}
+	got := s.Current(func(p Process) bool { return p == names[0] || p == names[2] })
+	if len(got) != 1 || got[0].Thread.Process != names[2] {
+		t.Errorf("listed: %+v, want the one of %d", got, names[2].PID)
+	}
+	left := s.List()
+	if len(left) != 2 || left[0].Thread.Process != names[1] {
+		t.Errorf("left: %+v, want those of %d and %d", left, names[1].PID, names[2].PID)
+	}
+	if got := s.Current(anybody); len(got) != 1 {
+		t.Errorf("listed: %+v, want one", got)
+	}
 }
 
 // The journal is read whatever is in it.
