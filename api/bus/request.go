@@ -104,15 +104,10 @@ func (r *request) answer(rq *api.Request) {
 	}
 }
 
-// argumentError is what libdbus says of arguments of wrong types.
-type argumentError string
-
-func (e argumentError) Error() string { return string(e) }
-
 // arguments returns a decoder of arguments of the method's types.
 func (r *request) arguments() (d wire.Decoder, err error) {
 	if wrong := wire.WrongArguments(r.method.In, string(r.m.Signature)); wrong != "" {
-		return d, argumentError(wrong)
+		return d, wrong
 	}
 	return wire.NewDecoder(string(r.m.Body), r.m.BigEndian), nil
 }
@@ -145,7 +140,7 @@ func (r *request) realtime(rq *api.Request) (err error) {
 	level := d.Uint32()
 	d.Skip(string(r.m.Signature[len(r.method.In):]))
 	if err := d.Close(); err != nil {
-		return argumentError(err.Error())
+		return wire.ArgumentError(err.Error())
 	}
 	switch r.method.Name {
 	case "MakeThreadRealtime", "MakeThreadRealtimeWithPID":
@@ -223,7 +218,7 @@ func (r *request) send(h *wire.Head, body func(*wire.Encoder)) {
 
 // refuse answers that a request failed.
 func (r *request) refuse(err error) {
-	if wrong, ok := err.(argumentError); ok { //nolint:errorlint // Never wrapped.
+	if wrong, ok := err.(wire.ArgumentError); ok { //nolint:errorlint // Never wrapped.
 		r.fail(errorInvalidArgs, string(wrong))
 		return
 	}

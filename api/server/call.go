@@ -245,7 +245,7 @@ type args struct {
 	dup    bool   // ... if it was
 	// wrong is what is wrong with the arguments of a lenient method; they are
 	// not there then.
-	wrong argumentError
+	wrong wire.ArgumentError
 	// victim and owner come as numbers, or as a credential where the call
 	// has a side channel.
 	victim api.Victim
@@ -256,7 +256,7 @@ type args struct {
 func (a *args) decode(mt *method, m *wire.Message) error {
 	d := wire.NewDecoder(string(m.Body), m.BigEndian)
 	if mt.lenient {
-		if a.wrong = argumentError(wire.WrongArguments(mt.In, string(m.Signature))); a.wrong != "" {
+		if a.wrong = wire.WrongArguments(mt.In, string(m.Signature)); a.wrong != "" {
 			d.Skip(string(m.Signature))
 			return d.Close()
 		}

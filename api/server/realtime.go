@@ -33,11 +33,6 @@ func callsRealtime() map[string]backendCall {
 	}
 }
 
-// argumentError is what libdbus, and so rtkit, says of arguments of wrong types.
-type argumentError string
-
-func (e argumentError) Error() string { return string(e) }
-
 // realtimeProperties are the properties of RealtimeKit1 with the values.
 func realtimeProperties(v api.RealtimeProperties) (all []property) {
 	for _, p := range wire.RealtimeProperties(v) {

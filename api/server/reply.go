@@ -31,7 +31,7 @@ func errorName(iface string, k api.Kind) string {
 
 // appendFailure appends the answer to a request that failed with err.
 func (s *Server) appendFailure(out []byte, iface string, serial, reply uint32, err error) []byte {
-	if wrong, ok := errors.AsType[argumentError](err); ok {
+	if wrong, ok := errors.AsType[wire.ArgumentError](err); ok {
 		return wire.AppendError(out, serial, reply, nameInvalidArgs, string(wrong))
 	}
 	e, ok := errors.AsType[*api.Error](err)

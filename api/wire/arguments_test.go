@@ -15,7 +15,7 @@ func TestWrongArguments(t *testing.T) {
 		"tu": "", "tus": "", "tua{sv}": "",
 		"t": "Message has only 1 arguments, but more were expected",
 	} {
-		if got := wire.WrongArguments(in, sig); got != want {
+		if got := wire.WrongArguments(in, sig); string(got) != want {
 			t.Errorf("%q: %q, want %q", sig, got, want)
 		}
 	}
@@ -24,7 +24,7 @@ func TestWrongArguments(t *testing.T) {
 		"d": "double", "s": "string", "o": "object_path", "g": "signature", "h": "unix_fd", "a{sv}u": "array", "(tu)": "struct", "v": "variant",
 	} {
 		want := fmt.Sprintf("Argument 0 is specified to be of type \"uint64\", but is actually of type %q\n", want)
-		if got := wire.WrongArguments(in, sig); got != want {
+		if got := wire.WrongArguments(in, sig); string(got) != want {
 			t.Errorf("%q: %q, want %q", sig, got, want)
 		}
 	}
