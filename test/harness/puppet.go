@@ -85,6 +85,9 @@ var inside = map[string]func(json.RawMessage) (any, error){}
 // must be faster than one system call at a time. It is called from a package
 // level variable or an init function, so that test and puppet both have it.
 func Inside[A, R any](name string, f func(A) (R, error)) string {
+	if inside[name] != nil {
+		panic("harness: two programs are called " + name)
+	}
 	inside[name] = func(raw json.RawMessage) (any, error) {
 		var args A
 		if err := json.Unmarshal(raw, &args); err != nil {
