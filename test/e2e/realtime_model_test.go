@@ -375,11 +375,18 @@ func (m *model) step() {
 // compares the answer with the model's.
 func (m *model) request(p, target *modelProc, tid uint64, q *wanted) {
 	m.Helper()
-	// Not where a burst is about to end, which the daemon may see otherwise.
-	for _, name := range p.accounts {
-		if b := m.bursts[name]; b != nil {
-			if until := time.Until(b.to.Add(m.burst + time.Millisecond)); until > 0 && time.Until(b.from.Add(m.burst-30*time.Millisecond)) <= 0 {
+	// Not where a burst is about to end, which the daemon may see otherwise. While one
+	// is waited for another may come near its end.
+	for again := true; again; {
+		again = false
+		for _, name := range p.accounts {
+			b := m.bursts[name]
+			if b == nil || time.Until(b.from.Add(m.burst-30*time.Millisecond)) > 0 {
+				continue
+			}
+			if until := time.Until(b.to.Add(m.burst + time.Millisecond)); until > 0 {
 				time.Sleep(until)
+				again = true
 			}
 		}
 	}
@@ -393,11 +400,12 @@ func (m *model) request(p, target *modelProc, tid uint64, q *wanted) {
 	late := false
 	for _, name := range p.accounts {
 		b := m.bursts[name]
-		late = late || b != nil && start.Before(b.from.Add(m.burst)) && !end.Before(b.from.Add(m.burst))
+		late = late || b != nil && start.Before(b.to.Add(m.burst)) && !end.Before(b.from.Add(m.burst))
 	}
 	switch {
 	case late:
-		// One that took so long may have been counted in either. All are done with then.
+		// One that took so long, or was so long in coming, may have been counted in
+		// either. All are done with then.
 		m.Logf("a request took %v", end.Sub(start))
 		time.Sleep(m.burst + time.Millisecond)
 		for _, name := range p.accounts {
