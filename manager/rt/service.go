@@ -704,7 +704,7 @@ func (s *Service) undoLocked(o *Order, g *Grant) {
 
 // replacedLocked lets go of a grant that another has taken the place of.
 func (s *Service) replacedLocked(g *Grant) {
-	s.watchdog.Unwatch(g.ID)
+	s.watchdog.Replaced(g.ID)
 	if h := s.held[g.ID]; h != nil {
 		delete(s.held, g.ID)
 		s.giveLocked(h.loan)

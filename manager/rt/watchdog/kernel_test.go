@@ -469,14 +469,34 @@ func TestKernelWatchdogGrants(t *testing.T) {
 		if err := k.Watch(g); err != nil {
 			t.Fatal(err)
 		}
-		if i%2 == 0 { // the others are replaced
-			k.Unwatch(g.ID)
-		} else if err := k.Watch(g); err != nil {
+		switch i % 3 {
+		case 1: // watched anew
+			if err := k.Watch(g); err != nil {
+				t.Fatal(err)
+			}
+		case 2: // replaced by another
+			old := g.ID
+			g.ID += uint64(rounds)
+			if err := k.Watch(g); err != nil {
+				t.Fatal(err)
+			}
+			k.Replaced(old)
+		}
+		k.Unwatch(g.ID)
+	}
+	// The last of them is told of although nothing else is.
+	g := s.Grant
+	for _, id := range []uint64{1, 2} {
+		g.ID = id
+		if err := k.Watch(g); err != nil {
 			t.Fatal(err)
-		} else {
-			k.Unwatch(g.ID)
 		}
 	}
+	until(t, "both", slower(time.Second), func() bool { return fds(pid) == theirs+2 })
+	time.Sleep(10 * time.Millisecond) // it has looked at them, too
+	k.Replaced(1)
+	until(t, "one of them", slower(time.Second), func() bool { return fds(pid) == theirs+1 })
+	k.Unwatch(2)
 	until(t, "as it was", slower(time.Second), func() bool { return fds(pid) == theirs })
 	if n := fds(os.Getpid()); n > ours {
 		t.Errorf("%d descriptors, %d before", n, ours)

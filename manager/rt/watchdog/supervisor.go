@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -146,6 +147,23 @@ func (s *Supervisor) Unwatch(id uint64) {
 	if _, ok := s.grants[id]; ok {
 		s.forgetLocked(id)
 	}
+}
+
+// Replaced is Unwatch for a grant in whose place the same thread is watched under
+// another by now. The process hears of it with its next order, or a moment later:
+// each order takes the processor from whoever runs.
+func (s *Supervisor) Replaced(id uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.grants[id]; !ok {
+		return
+	}
+	if len(s.grants) == 1 || s.proc == nil {
+		s.forgetLocked(id)
+		return
+	}
+	delete(s.grants, id)
+	s.proc.later(id)
 }
 
 func (s *Supervisor) forgetLocked(id uint64) {
@@ -344,7 +362,17 @@ type process struct {
 	status syscall.WaitStatus // guarded by mu until it is gone
 	beat   time.Duration      // guarded by mu; the CPU time it had taken
 	beatAt time.Duration      // guarded by mu; when it had taken less
+	// late are the grants of which it is to be told with its next order, or by tell.
+	late []uint64    // guarded by mu
+	tell *time.Timer // guarded by mu
 }
+
+const (
+	// maxLate is how many orders one write takes at most, which a pipe takes whole.
+	maxLate = 16
+	// lateness is how long they wait.
+	lateness = 20 * time.Millisecond
+)
 
 // start starts it.
 func (s *Supervisor) start() (*process, error) {
@@ -517,16 +545,60 @@ func (p *process) watch(w *watched) error {
 	return p.send(&o)
 }
 
-func (p *process) send(o *order) error {
-	var b [orderSize]byte
-	o.put(&b)
+// later has it unwatch a grant before long.
+func (p *process) later(id uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.late = append(p.late, id)
+	switch {
+	case len(p.late) == maxLate:
+		p.told(p.sendLocked(nil))
+	case p.tell == nil:
+		p.tell = time.AfterFunc(lateness, func() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if len(p.late) > 0 {
+				p.told(p.sendLocked(nil))
+			}
+		})
+	case len(p.late) == 1:
+		p.tell.Reset(lateness)
+	}
+}
+
+// told ends a process that could not be told: another is told anew. Called with mu
+// held.
+func (p *process) told(err error) {
+	if err != nil && !p.left && !p.gone {
+		_ = unix.Kill(p.pid, unix.SIGKILL)
+	}
+}
+
+func (p *process) send(o *order) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.sendLocked(o)
+}
+
+// sendLocked sends what waits, and o, unless it is nil.
+func (p *process) sendLocked(o *order) error {
 	if p.left {
 		return errors.New("the watchdog is left alone")
 	}
+	var all [maxLate + 1][orderSize]byte
+	n := 0
+	for _, id := range p.late {
+		(&order{kind: unwatch, grant: Grant{ID: id}}).put(&all[n])
+		n++
+	}
+	p.late = p.late[:0]
+	if o != nil {
+		o.put(&all[n])
+		n++
+	}
+	b := unsafe.Slice(&all[0][0], n*orderSize)
 	for {
-		_, err := unix.Write(p.orders, b[:])
+		_, err := unix.Write(p.orders, b)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
