@@ -645,11 +645,12 @@ func TestKernelWatchdogStarving(t *testing.T) {
 	if err := os.WriteFile(limit, []byte("-1"), 0); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := os.WriteFile(limit, before, 0); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	unfair(t)
 	for _, s := range bad {
 		s.begin() // they compute, and wait for no CPU when they are given it
 	}
@@ -673,6 +674,39 @@ func TestKernelWatchdogStarving(t *testing.T) {
 	}
 	if !roots.realtime() || !good.realtime() {
 		t.Error("others were demoted for good")
+	}
+}
+
+// unfair takes from threads that are not realtime what Linux 6.12 and later keep for
+// them beside (the fair server, Documentation/scheduler/sched-debug.rst).
+func unfair(t *testing.T) {
+	t.Helper()
+	debug := t.TempDir()
+	if err := unix.Mount("debugfs", debug, "debugfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(debug, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	servers, err := filepath.Glob(debug + "/sched/fair_server/cpu*/runtime")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range servers {
+		before, err := os.ReadFile(name)
+		if err == nil {
+			err = os.WriteFile(name, []byte("0"), 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := os.WriteFile(name, before, 0); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
