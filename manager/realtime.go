@@ -190,13 +190,18 @@ type decided struct{ error }
 
 func (d *decided) Unwrap() error { return d.error }
 
-// beginRealtime is begin, for requests that are refused where realtime is not
-// served or the requestor is refused for now.
-func (m *Manager) beginRealtime(op string, rq *api.Request) (*call, error) {
+// beginServed is begin, for requests that are refused where realtime is not served.
+func (m *Manager) beginServed(op string, rq *api.Request) (*call, error) {
 	if m.rt == nil {
 		return nil, errRealtime
 	}
-	c, err := m.begin(op, rq)
+	return m.begin(op, rq)
+}
+
+// beginRealtime is beginServed, for requests that are also refused while the
+// requestor is refused for now.
+func (m *Manager) beginRealtime(op string, rq *api.Request) (*call, error) {
+	c, err := m.beginServed(op, rq)
 	if err != nil {
 		return nil, err
 	}
@@ -581,10 +586,7 @@ func (c *call) cgroupOfFirst(pid int32, h *cgfs.Hierarchy) string {
 
 // Revoke implements api.CGManager1.
 func (m *Manager) Revoke(rq *api.Request, thread uint32) error {
-	if m.rt == nil {
-		return errRealtime
-	}
-	c, err := m.begin("Revoke", rq)
+	c, err := m.beginServed("Revoke", rq)
 	if err != nil {
 		return err
 	}
@@ -613,10 +615,7 @@ func (m *Manager) Revoke(rq *api.Request, thread uint32) error {
 
 // ListGrants implements api.CGManager1.
 func (m *Manager) ListGrants(rq *api.Request) ([]api.Grant, error) {
-	if m.rt == nil {
-		return nil, errRealtime
-	}
-	c, err := m.begin("ListGrants", rq)
+	c, err := m.beginServed("ListGrants", rq)
 	if err != nil {
 		return nil, err
 	}
@@ -740,10 +739,7 @@ func (c *call) limited(pid uint32) (*granting, privcheck.Decision, error) {
 // RevokeLimits implements api.CGManager1. Of those that it could not reach the ones
 // that the requestor cannot see are 0.
 func (m *Manager) RevokeLimits(rq *api.Request, pid uint32) ([]uint32, error) {
-	if m.rt == nil {
-		return nil, errRealtime
-	}
-	c, err := m.begin("RevokeLimits", rq)
+	c, err := m.beginServed("RevokeLimits", rq)
 	if err != nil {
 		return nil, err
 	}
@@ -783,10 +779,7 @@ func (m *Manager) Exit(rq *api.Request) error {
 // reset does what concerns everybody. Nobody is refused it for now: it is what ends a
 // lockup.
 func (m *Manager) reset(op string, rq *api.Request, act func() (int, error)) error {
-	if m.rt == nil {
-		return errRealtime
-	}
-	c, err := m.begin(op, rq)
+	c, err := m.beginServed(op, rq)
 	if err != nil {
 		return err
 	}

@@ -113,6 +113,23 @@ func startStub(t *testing.T, bus *harness.Bus) *stub {
 	return s
 }
 
+// asked has a ask a question that is slow, and waits until it is there. What becomes
+// of it is sent.
+func (s *stub) asked(t *testing.T, a *Authority) <-chan error {
+	t.Helper()
+	ended := make(chan error)
+	go func() {
+		_, err := a.Check(within(t, long), "slow", somebody)
+		ended <- err
+	}()
+	for asked := false; !asked; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		asked = len(s.open) > 0
+		s.mu.Unlock()
+	}
+	return ended
+}
+
 var somebody = Subject{PID: 12345, Started: 1 << 40, UID: 1000}
 
 func TestAnswers(t *testing.T) {
@@ -224,16 +241,7 @@ func TestBusGone(t *testing.T) {
 	if yes, err := a.Check(within(t, long), "yes", somebody); !yes || err != nil {
 		t.Errorf("with polkit: %v, %v", yes, err)
 	}
-	ended := make(chan error)
-	go func() {
-		_, err := a.Check(within(t, long), "slow", somebody)
-		ended <- err
-	}()
-	for asked := false; !asked; time.Sleep(time.Millisecond) {
-		s.mu.Lock()
-		asked = len(s.open) > 0
-		s.mu.Unlock()
-	}
+	ended := s.asked(t, a)
 	bus.Stop()
 	if err := <-ended; err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("as the bus ends: %v", err)
@@ -379,16 +387,7 @@ func TestClose(t *testing.T) {
 	bus := harness.StartBus(t)
 	s := startStub(t, bus)
 	a := authority(t, bus.Address)
-	ended := make(chan error)
-	go func() {
-		_, err := a.Check(within(t, long), "slow", somebody)
-		ended <- err
-	}()
-	for asked := false; !asked; time.Sleep(time.Millisecond) {
-		s.mu.Lock()
-		asked = len(s.open) > 0
-		s.mu.Unlock()
-	}
+	ended := s.asked(t, a)
 	a.Close()
 	if err := <-ended; err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("the open question ends with %v", err)

@@ -348,6 +348,18 @@ func (k *keeper) tell(verb string, g Grant) string {
 	}
 }
 
+// next waits for an event, and fails the test without one.
+func next(t testing.TB, events <-chan Event, within time.Duration) Event {
+	t.Helper()
+	select {
+	case e := <-events:
+		return e
+	case <-time.After(within):
+		t.Fatalf("nothing happened for %v", within)
+		return Event{}
+	}
+}
+
 // watch watches spinners, grants, and has them begin.
 func (k *keeper) watch(spinners ...*spinner) {
 	k.t.Helper()
@@ -364,13 +376,7 @@ func (k *keeper) watch(spinners ...*spinner) {
 // next waits for an event, and fails without one.
 func (k *keeper) next(within time.Duration) Event {
 	k.t.Helper()
-	select {
-	case e := <-k.happ:
-		return e
-	case <-time.After(within):
-		k.t.Fatalf("nothing happened for %v", within)
-		return Event{}
-	}
+	return next(k.t, k.happ, within)
 }
 
 // until waits for something, and fails when it does not come to be.
@@ -451,13 +457,7 @@ func (k *kennel) watch(spinners ...*spinner) {
 // next waits for an event, and fails without one.
 func (k *kennel) next(within time.Duration) Event {
 	k.t.Helper()
-	select {
-	case e := <-k.events:
-		return e
-	case <-time.After(within):
-		k.t.Fatalf("nothing happened for %v", within)
-		return Event{}
-	}
+	return next(k.t, k.events, within)
 }
 
 // quiet fails if there are events.
