@@ -35,7 +35,7 @@ func (m *Manager) makeThread(op string, rq *api.Request, t api.Thread, w rt.Want
 		return err
 	}
 	defer c.release()
-	return c.grant(w, threadSubject(t.ID), func(g *granting) error { return g.open(t) }, func(g *granting) error { return g.openThread(t.ID) })
+	return c.grant(w, threadSubject(t.ID), func(n *named) error { return n.open(t) }, func(n *named) error { return n.openThread(t.ID) })
 }
 
 // Grant implements api.CGManager1.
@@ -51,14 +51,14 @@ func (m *Manager) Grant(rq *api.Request, thread uint32, scheduling string, level
 	}
 	defer c.release()
 	id := uint64(thread)
-	return c.grant(rt.Want{Policy: w, Level: level}, threadSubject(id), func(g *granting) error { return g.openAround(id) }, func(g *granting) error { return g.openThread(id) })
+	return c.grant(rt.Want{Policy: w, Level: level}, threadSubject(id), func(n *named) error { return n.openAround(id) }, func(n *named) error { return n.openThread(id) })
 }
 
 // grant makes a grant. The order of what is asked is rtkit's (docs/REALTIME.md),
 // and so is that the first thing that is not in order is what the requestor is told.
-func (c *call) grant(w rt.Want, subject string, openProcess, openThread func(*granting) error) (err error) {
-	g := &granting{call: c, subject: subject, want: w}
-	defer g.close()
+func (c *call) grant(w rt.Want, subject string, openProcess, openThread func(*named) error) (err error) {
+	n := &named{call: c, subject: subject}
+	defer n.close()
 	s := c.m.rt
 	accounts, err := c.chargedTo()
 	if err != nil {
@@ -68,21 +68,21 @@ func (c *call) grant(w rt.Want, subject string, openProcess, openThread func(*gr
 	if err := s.CheckUsers(accounts); err != nil {
 		return fail(err)
 	}
-	if err := openProcess(g); err != nil {
+	if err := openProcess(n); err != nil {
 		return fail(err)
 	}
-	if err := s.CheckProcess(accounts, g.process); err != nil {
+	if err := s.CheckProcess(accounts, n.process); err != nil {
 		return fail(err)
 	}
-	if err := openThread(g); err != nil {
+	if err := openThread(n); err != nil {
 		return fail(err)
 	}
-	place, err := s.Reserve(accounts, rt.Thread{Process: g.process, TID: g.thread.TID(), ThreadStarted: g.thread.Started()})
+	place, err := s.Reserve(accounts, n.name())
 	if err != nil {
 		return fail(err)
 	}
 	defer place.Cancel()
-	target, err := c.m.target(g.proc)
+	target, err := c.m.target(n.proc)
 	if err != nil {
 		return fail(err)
 	}
@@ -91,7 +91,7 @@ func (c *call) grant(w rt.Want, subject string, openProcess, openThread func(*gr
 	var to identity.Scheduling
 	for _, p := range c.askers() {
 		if a, err = s.Allow(&rt.Asker{
-			UID: p.cred.UID, Accounts: accounts, HostRoot: p.r.HostRoot(), Outside: p.r.Outside(), Target: target, Process: g.process,
+			UID: p.cred.UID, Accounts: accounts, HostRoot: p.r.HostRoot(), Outside: p.r.Outside(), Target: target, Process: n.process,
 		}, w); err != nil {
 			return fail(err)
 		}
@@ -106,31 +106,31 @@ func (c *call) grant(w rt.Want, subject string, openProcess, openThread func(*gr
 	if err := s.Ready(); err != nil {
 		return fail(err)
 	}
-	order := &rt.Order{Reservation: place, Thread: g.thread, To: to, Share: a.Share, UID: r.cred.UID}
+	order := &rt.Order{Reservation: place, Thread: n.thread, To: to, Share: a.Share, UID: r.cred.UID}
 	if s.Budgets() {
 		order.Top = c.lender()
 	}
 	var last privcheck.Decision
 	order.Verify = func() (privcheck.Decision, error) {
-		last, err = g.verify()
+		last, err = n.verify(w.Policy)
 		return last, err
 	}
 	if err := s.Grant(order); err != nil {
 		return fail(err)
 	}
-	g.thread = nil // the service's
-	c.granted(g, to, last, a.By)
+	n.thread = nil // the service's
+	c.granted(n, to, last, a.By)
 	return nil
 }
 
 // granted writes the audit line.
-func (c *call) granted(g *granting, to identity.Scheduling, d privcheck.Decision, by string) {
+func (c *call) granted(n *named, to identity.Scheduling, d privcheck.Decision, by string) {
 	if !c.m.log.IsLevelEnabled(logrus.InfoLevel) {
 		return
 	}
-	f := c.fields(g.subject, d)
+	f := c.fields(n.subject, d)
 	f["by"] = by
-	tid, pid, uid := g.tid, g.proc.PID(), c.r().cred.UID
+	tid, pid, uid := n.tid, n.proc.PID(), c.r().cred.UID
 	if to.Policy == unix.SCHED_NORMAL {
 		c.m.log.WithFields(f).Infof("Successfully made thread %d of process %d owned by '%d' high priority at nice level %d.", tid, pid, uid, to.Nice)
 		return
@@ -139,23 +139,23 @@ func (c *call) granted(g *granting, to identity.Scheduling, d privcheck.Decision
 }
 
 // verify makes sure of all on which a grant depends.
-func (g *granting) verify() (privcheck.Decision, error) {
-	d, err := g.overProcess(g.subject, g.proc)
+func (n *named) verify(scheduling int32) (privcheck.Decision, error) {
+	d, err := n.overProcess(n.subject, n.proc)
 	if err != nil {
 		return d, err
 	}
-	if g.want.Policy != unix.SCHED_NORMAL {
-		max, limited, err := g.proc.RTTimeMax()
+	if scheduling != unix.SCHED_NORMAL {
+		max, limited, err := n.proc.RTTimeMax()
 		if err != nil {
 			return privcheck.Decision{}, errors.Join(rt.ErrChanged, err)
 		}
-		if bound := g.m.rt.RTTimeMax; !limited || max > bound {
+		if bound := n.m.rt.RTTimeMax; !limited || max > bound {
 			return privcheck.Decision{}, api.Errorf(api.Denied, "the process's hard RLIMIT_RTTIME is not %d us or less", bound).
 				WithHint(fmt.Sprintf("set it first: prlimit --rttime=%d, or setrlimit(2)", bound))
 		}
 	}
 	// The handle on the process is of that one alone, so it is the same if it is alive.
-	if !g.proc.Alive() || !g.thread.Alive() {
+	if !n.proc.Alive() || !n.thread.Alive() {
 		return privcheck.Decision{}, rt.ErrChanged
 	}
 	return d, nil

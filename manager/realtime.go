@@ -219,24 +219,24 @@ func (m *Manager) Revoke(rq *api.Request, thread uint32) error {
 	}
 	defer c.release()
 	id := uint64(thread)
-	g := &granting{call: c, subject: threadSubject(id)}
-	defer g.close()
-	if err := g.openAround(id); err != nil {
-		return c.realtime(g.subject, err)
+	n := &named{call: c, subject: threadSubject(id)}
+	defer n.close()
+	if err := n.openAround(id); err != nil {
+		return c.realtime(n.subject, err)
 	}
-	if err := g.openThread(id); err != nil {
-		return c.realtime(g.subject, err)
+	if err := n.openThread(id); err != nil {
+		return c.realtime(n.subject, err)
 	}
-	d, err := c.overProcess(g.subject, g.proc)
+	d, err := c.overProcess(n.subject, n.proc)
 	if err != nil {
-		return c.realtime(g.subject, err)
+		return c.realtime(n.subject, err)
 	}
-	has, ok := m.rt.Of(rt.Thread{Process: g.process, TID: g.thread.TID(), ThreadStarted: g.thread.Started()})
+	has, ok := m.rt.Of(n.name())
 	if !ok {
-		return api.Errorf(api.NotFound, "Revoke %s: nothing was granted to it", g.subject)
+		return api.Errorf(api.NotFound, "Revoke %s: nothing was granted to it", n.subject)
 	}
 	m.rt.Revoke(has)
-	m.log.WithFields(c.fields(g.subject, d)).Info("done")
+	m.log.WithFields(c.fields(n.subject, d)).Info("done")
 	return nil
 }
 
@@ -329,38 +329,38 @@ func (m *Manager) GrantLimits(rq *api.Request, pid uint32) (map[string]string, e
 		return nil, err
 	}
 	defer c.release()
-	g, d, err := c.limited(pid)
+	n, d, err := c.limited(pid)
 	if err != nil {
 		return nil, err
 	}
-	target, err := m.target(g.proc)
+	target, err := m.target(n.proc)
 	if err != nil {
-		return nil, c.realtime(g.subject, err)
+		return nil, c.realtime(n.subject, err)
 	}
 	accounts, err := c.chargedTo()
 	if err != nil {
 		return nil, err
 	}
-	given, err := m.rt.GrantLimits(d, g.proc, target, accounts)
+	given, err := m.rt.GrantLimits(d, n.proc, target, accounts)
 	if err != nil {
-		return nil, c.realtime(g.subject, err)
+		return nil, c.realtime(n.subject, err)
 	}
-	m.log.WithFields(c.fields(g.subject, d)).WithField("limits", given).Info("done")
+	m.log.WithFields(c.fields(n.subject, d)).WithField("limits", given).Info("done")
 	return given, nil
 }
 
 // limited finds the process whose limits are to be changed, and asks clause 10.
-func (c *call) limited(pid uint32) (*granting, privcheck.Decision, error) {
-	g := &granting{call: c, subject: "process " + strconv.FormatUint(uint64(pid), 10)}
-	defer g.close() // nothing is asked about its threads
-	if err := g.open(api.Thread{Process: uint64(pid)}); err != nil {
-		return nil, privcheck.Decision{}, c.realtime(g.subject, err)
+func (c *call) limited(pid uint32) (*named, privcheck.Decision, error) {
+	n := &named{call: c, subject: "process " + strconv.FormatUint(uint64(pid), 10)}
+	defer n.close() // nothing is asked about its threads
+	if err := n.open(api.Thread{Process: uint64(pid)}); err != nil {
+		return nil, privcheck.Decision{}, c.realtime(n.subject, err)
 	}
-	d, err := c.overProcess(g.subject, g.proc)
+	d, err := c.overProcess(n.subject, n.proc)
 	if err != nil {
-		return nil, d, c.realtime(g.subject, err)
+		return nil, d, c.realtime(n.subject, err)
 	}
-	return g, d, nil
+	return n, d, nil
 }
 
 // RevokeLimits implements api.CGManager1. Of those that it could not reach the ones
@@ -371,20 +371,20 @@ func (m *Manager) RevokeLimits(rq *api.Request, pid uint32) ([]uint32, error) {
 		return nil, err
 	}
 	defer c.release()
-	g, d, err := c.limited(pid)
+	n, d, err := c.limited(pid)
 	if err != nil {
 		return nil, err
 	}
-	left, err := m.rt.RevokeLimits(d, g.proc)
+	left, err := m.rt.RevokeLimits(d, n.proc)
 	if err != nil {
-		return nil, c.realtime(g.subject, err)
+		return nil, c.realtime(n.subject, err)
 	}
 	unreached := make([]uint32, 0, len(left))
 	for _, pid := range left {
 		n, _ := m.host.PIDIn(c.r().proc, pid)
 		unreached = append(unreached, n)
 	}
-	m.log.WithFields(c.fields(g.subject, d)).WithField("unreached", left).Info("done")
+	m.log.WithFields(c.fields(n.subject, d)).WithField("unreached", left).Info("done")
 	return unreached, nil
 }
 

@@ -13,16 +13,17 @@ import (
 	"cgmanager/privcheck"
 )
 
-// granting is a grant on its way.
-type granting struct {
+// named is the thread that a request names, and its process; or the process alone.
+type named struct {
 	*call
+	// subject is what errors call it.
 	subject string
-	proc    *identity.Process
+	proc    *identity.Process // the call's
 	process rt.Process
-	leader  *identity.Thread // the process's first one, until it is the thread
-	thread  *identity.Thread
-	tid     int32
-	want    rt.Want
+	// leader is the process's first thread, until it is the thread itself.
+	leader *identity.Thread
+	thread *identity.Thread
+	tid    int32
 }
 
 func threadSubject(id uint64) string {
@@ -32,20 +33,25 @@ func threadSubject(id uint64) string {
 	return "thread " + strconv.FormatUint(id, 10)
 }
 
-func (g *granting) close() {
-	for _, t := range []*identity.Thread{g.thread, g.leader} {
+func (n *named) close() {
+	for _, t := range []*identity.Thread{n.thread, n.leader} {
 		if t != nil {
 			t.Close()
 		}
 	}
 }
 
+// name is the thread's, once it is open.
+func (n *named) name() rt.Thread {
+	return rt.Thread{Process: n.process, TID: n.thread.TID(), ThreadStarted: n.thread.Started()}
+}
+
 // open finds the process that a client of rtkit's names.
-func (g *granting) open(t api.Thread) error {
+func (n *named) open(t api.Thread) error {
 	if t.Own || t.Process == 1<<32-1 || t.Process == 1<<64-1 {
-		return g.hold(g.r().proc)
+		return n.hold(n.r().proc)
 	}
-	pid, err := g.number(t.Process)
+	pid, err := n.number(t.Process)
 	if err != nil {
 		return err
 	}
@@ -53,16 +59,16 @@ func (g *granting) open(t api.Thread) error {
 	if err != nil {
 		return gone(err)
 	}
-	g.call.close = append(g.call.close, p)
-	if err := g.isNumber(pid, t.Process); err != nil {
+	n.call.close = append(n.call.close, p)
+	if err := n.isNumber(pid, t.Process); err != nil {
 		return err
 	}
-	return g.hold(p)
+	return n.hold(p)
 }
 
 // openAround finds the process of a thread.
-func (g *granting) openAround(thread uint64) error {
-	tid, err := g.number(thread)
+func (n *named) openAround(thread uint64) error {
+	tid, err := n.number(thread)
 	if err != nil {
 		return err
 	}
@@ -70,28 +76,28 @@ func (g *granting) openAround(thread uint64) error {
 	if err != nil {
 		return gone(err)
 	}
-	g.call.close = append(g.call.close, t)
-	return g.hold(t.Process)
+	n.call.close = append(n.call.close, t)
+	return n.hold(t.Process)
 }
 
 // openThread finds the thread, 0 the process's first one.
-func (g *granting) openThread(id uint64) (err error) {
-	tid := g.proc.PID()
+func (n *named) openThread(id uint64) (err error) {
+	tid := n.proc.PID()
 	if id != 0 {
-		if tid, err = g.number(id); err != nil {
+		if tid, err = n.number(id); err != nil {
 			return err
 		}
 	}
-	if tid == g.leader.TID() {
-		g.thread, g.leader = g.leader, nil
-	} else if g.thread, err = g.proc.Thread(tid); err != nil {
+	if tid == n.leader.TID() {
+		n.thread, n.leader = n.leader, nil
+	} else if n.thread, err = n.proc.Thread(tid); err != nil {
 		return err
 	}
-	g.tid = tid
+	n.tid = tid
 	if id == 0 {
 		return nil
 	}
-	return g.isNumber(tid, id)
+	return n.isNumber(tid, id)
 }
 
 // gone is err; a number that is no process's is that of none that is left.
@@ -102,33 +108,33 @@ func gone(err error) error {
 	return err
 }
 
-func (g *granting) hold(p *identity.Process) (err error) {
-	g.proc = p
+func (n *named) hold(p *identity.Process) (err error) {
+	n.proc = p
 	if !p.Alive() {
 		return identity.ErrGone
 	}
-	if g.leader, err = p.Thread(p.PID()); err != nil {
+	if n.leader, err = p.Thread(p.PID()); err != nil {
 		return err
 	}
-	g.process = rt.Process{PID: p.PID(), Started: g.leader.Started()}
+	n.process = rt.Process{PID: p.PID(), Started: n.leader.Started()}
 	return nil
 }
 
 // number returns the daemon's number for one of the requestor's. It is a hint:
 // isNumber proves it once there is a handle.
-func (g *granting) number(id uint64) (int32, error) {
+func (n *named) number(id uint64) (int32, error) {
 	if id > 1<<31-1 {
 		return 0, identity.ErrGone // nobody has it, and it is not cut short
 	}
-	n, ok := g.m.host.HostPID(g.r().proc, int64(id))
+	pid, ok := n.m.host.HostPID(n.r().proc, int64(id))
 	if !ok {
 		return 0, identity.ErrGone
 	}
-	return n, nil
+	return pid, nil
 }
 
-func (g *granting) isNumber(here int32, id uint64) error {
-	if n, ok := g.m.host.PIDIn(g.r().proc, here); !ok || uint64(n) != id {
+func (n *named) isNumber(here int32, id uint64) error {
+	if pid, ok := n.m.host.PIDIn(n.r().proc, here); !ok || uint64(pid) != id {
 		return identity.ErrGone
 	}
 	return nil
