@@ -1,17 +1,13 @@
 package rt
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"syscall"
 
 	"cgmanager/manager/identity"
+	"cgmanager/manager/rt/state"
 )
 
 // journal is the file in which grants are noted, for a daemon that comes after one
@@ -42,20 +38,9 @@ const (
 // readJournal returns the grants that a journal of this boot notes. What is
 // malformed is left out: their threads are looked at anyway.
 func readJournal(path string) ([]Grant, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW, 0) //nolint:forbidigo // In a directory of root's own.
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	text, err := state.Read(path, maxJournal)
 	if err != nil {
 		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if sys, ok := st.Sys().(*syscall.Stat_t); !ok || !st.Mode().IsRegular() || sys.Uid != 0 || st.Size() > maxJournal {
-		return nil, fmt.Errorf("%s: not a file of the daemon's", path)
 	}
 	boot, err := identity.BootID()
 	if err != nil {
@@ -63,11 +48,10 @@ func readJournal(path string) ([]Grant, error) {
 	}
 	var order []uint64
 	grants := map[uint64]Grant{}
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for first := true; lines.Scan(); first = false {
+	first := true
+	for line := range bytes.Lines(text) {
 		var e entry
-		err := json.Unmarshal(lines.Bytes(), &e)
+		err := json.Unmarshal(line, &e)
 		switch {
 		case first && (err != nil || e.Boot != boot):
 			return nil, nil
@@ -78,6 +62,7 @@ func readJournal(path string) ([]Grant, error) {
 		case e.Ended != 0:
 			delete(grants, e.Ended)
 		}
+		first = false
 	}
 	var all []Grant
 	for _, id := range order {
@@ -86,31 +71,16 @@ func readJournal(path string) ([]Grant, error) {
 			delete(grants, id)
 		}
 	}
-	return all, lines.Err()
+	return all, nil
 }
 
 // writeJournal begins a journal with the grants that there are, in place of
 // another. The file at path is the old one or the new, whatever happens.
-func writeJournal(path string, grants []Grant) (_ *journal, err error) {
+func writeJournal(path string, grants []Grant) (*journal, error) {
 	boot, err := identity.BootID()
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil { //nolint:forbidigo // The daemon's own.
-		return nil, err
-	}
-	next := path + ".new"
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND|syscall.O_NOFOLLOW, 0o600) //nolint:forbidigo // In a directory of root's own.
-	if err != nil {
-		return nil, err
-	}
-	j := &journal{path: path, f: f}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(next) //nolint:forbidigo // As above.
-		}
-	}()
 	var all bytes.Buffer
 	lines := json.NewEncoder(&all)
 	if err := lines.Encode(entry{Boot: boot}); err != nil {
@@ -121,11 +91,11 @@ func writeJournal(path string, grants []Grant) (_ *journal, err error) {
 			return nil, err
 		}
 	}
-	if _, err := f.Write(all.Bytes()); err != nil {
+	f, err := state.Replace(path, all.Bytes())
+	if err != nil {
 		return nil, err
 	}
-	j.lines = len(grants)
-	return j, os.Rename(next, path) //nolint:forbidigo // As above.
+	return &journal{path: path, f: f, lines: len(grants)}, nil
 }
 
 func (j *journal) begun(g *Grant) error { return j.write(entry{Grant: g}) }
@@ -154,7 +124,7 @@ func (j *journal) write(e entry) error {
 func (j *journal) close(leave bool) error {
 	err := j.f.Close()
 	if !leave {
-		err = errors.Join(err, os.Remove(j.path)) //nolint:forbidigo // As above.
+		err = errors.Join(err, state.Remove(j.path))
 	}
 	return err
 }

@@ -2,16 +2,11 @@ package limits
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"cgmanager/manager/identity"
+	"cgmanager/manager/rt/state"
 )
 
 // file is where entries are noted, whole each time: there are few.
@@ -30,23 +25,15 @@ type content struct {
 // maxFile bounds what is read of a file, in bytes.
 const maxFile = 16 << 20
 
-func newFile(state string) (file, error) {
+func newFile(dir string) (file, error) {
 	boot, err := identity.BootID()
-	return file{path: filepath.Join(state, "limits"), boot: boot}, err
+	return file{path: filepath.Join(dir, "limits"), boot: boot}, err
 }
 
 // read returns the entries that an earlier daemon noted.
 func (f file) read() ([]*entry, error) {
-	r, err := os.OpenFile(f.path, os.O_RDONLY|unix.O_NOFOLLOW, 0) //nolint:forbidigo // In a directory of root's own.
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, maxFile))
-	if err != nil {
+	b, err := state.Read(f.path, maxFile)
+	if b == nil || err != nil {
 		return nil, err
 	}
 	var c content
@@ -64,26 +51,19 @@ func (f file) read() ([]*entry, error) {
 	return c.Entries, nil
 }
 
-// aside keeps a file that could not be read, for people, and makes room for a new one.
-func (f file) aside() error { return os.Rename(f.path, f.path+".bad") } //nolint:forbidigo // As above.
-
 // write puts a new file in the place of the old one, or removes it if there is
 // nothing to note.
 func (f file) write(entries []*entry) error {
 	if len(entries) == 0 {
-		err := os.Remove(f.path) //nolint:forbidigo // In a directory of root's own.
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
+		return state.Remove(f.path)
 	}
 	b, err := json.Marshal(content{Boot: f.boot, Entries: entries})
 	if err != nil {
 		return err
 	}
-	next := f.path + ".new"
-	if err := os.WriteFile(next, b, 0o600); err != nil { //nolint:forbidigo // As above.
+	next, err := state.Replace(f.path, b)
+	if err != nil {
 		return err
 	}
-	return os.Rename(next, f.path) //nolint:forbidigo // As above.
+	return next.Close()
 }

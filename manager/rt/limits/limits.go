@@ -16,6 +16,7 @@ import (
 	"cgmanager/api"
 	"cgmanager/manager/identity"
 	"cgmanager/manager/rt/policy"
+	"cgmanager/manager/rt/state"
 	"cgmanager/privcheck"
 )
 
@@ -68,18 +69,19 @@ type entry struct {
 	revoking bool
 }
 
-// New makes Grants; state is the directory in which they are noted, for the next
-// daemon. A file there that makes no sense is set aside, as limits.bad, and log says so:
-// what else the daemon serves does not depend on it. granted reports whether a thread is scheduled so by a grant of its own, which is left
-// alone where limits are taken back; both are the daemon's numbers.
-func New(state string, h *identity.Host, granted func(pid, tid int32, now identity.Scheduling) bool, log *logrus.Logger) (*Grants, error) {
-	f, err := newFile(state)
+// New makes Grants; dir is the directory in which they are noted, for the next daemon.
+// A file there that makes no sense is set aside, as limits.bad, and log says so: what
+// else the daemon serves does not depend on it. granted reports whether a thread is
+// scheduled so by a grant of its own, which is left alone where limits are taken back;
+// both are the daemon's numbers.
+func New(dir string, h *identity.Host, granted func(pid, tid int32, now identity.Scheduling) bool, log *logrus.Logger) (*Grants, error) {
+	f, err := newFile(dir)
 	if err != nil {
 		return nil, fmt.Errorf("limits that were given: %w", err)
 	}
 	g := &Grants{host: h, granted: granted, file: f}
 	if g.entries, err = f.read(); err != nil {
-		log.WithError(errors.Join(err, f.aside())).
+		log.WithError(errors.Join(err, state.SetAside(f.path))).
 			Errorf("It is not known to whom an earlier daemon gave resource limits: they keep them. What it noted is kept as %s.bad.", f.path)
 	}
 	return g, nil
