@@ -134,7 +134,7 @@ func TestKernelSocketActivation(t *testing.T) {
 		if err == nil {
 			t.Error("a descriptor that is no socket was taken")
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(cgtest.Patience(5 * time.Second)):
 		t.Error("a descriptor that is no socket is waited for")
 	}
 }

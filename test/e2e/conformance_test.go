@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -104,11 +105,10 @@ func (c *client) is(want, iface, member string, args []any) {
 func (c *client) becomes(want, iface, member string, args ...any) {
 	c.t.Helper()
 	var got string
-	for range 400 {
+	for end := time.Now().Add(cgtest.Patience(5 * time.Second)); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if got = c.answer(c.c.Call(iface, member, args...)); got == want {
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	c.t.Errorf("%s%q stays %q, want %q", member, args, got, want)
 }
@@ -128,7 +128,7 @@ func (c *client) begin(v *harness.Child) (string, unix.WaitStatus) {
 	if _, err := v.In.Write([]byte{1}); err != nil {
 		c.t.Fatal(err)
 	}
-	said, err := v.Said(10 * time.Second)
+	said, err := v.Said(cgtest.Patience(10 * time.Second))
 	if err != nil {
 		c.t.Errorf("%v: after %q", err, said)
 	}
@@ -137,7 +137,7 @@ func (c *client) begin(v *harness.Child) (string, unix.WaitStatus) {
 
 func (c *client) end(v *harness.Child) unix.WaitStatus {
 	c.t.Helper()
-	ws, err := v.End(5 * time.Second)
+	ws, err := v.End(cgtest.Patience(5 * time.Second))
 	if err != nil {
 		c.t.Error(err)
 	}

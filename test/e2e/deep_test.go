@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -141,7 +142,7 @@ func deepCgm(w *world, b *box) {
 
 	// It moves itself.
 	self := b.Launch(nil, "/bin/bash", "-c", `"$0" movepid all web $$; printf '\0'; read -r`, bin)
-	if said, err := self.Said(10 * time.Second); err != nil || said != "" {
+	if said, err := self.Said(cgtest.Patience(10 * time.Second)); err != nil || said != "" {
 		t.Fatalf("cgm movepid: %q, %v", said, err)
 	}
 	all := harness.CgroupsOf(hostChild(t, b.Proc, self.PID))

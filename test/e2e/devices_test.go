@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -125,7 +126,7 @@ func (c *client) may(name, redirection string, want bool) {
 	if _, err := v.In.Write([]byte("\n")); err != nil {
 		c.t.Fatal(err)
 	}
-	said, err := v.Said(10 * time.Second)
+	said, err := v.Said(cgtest.Patience(10 * time.Second))
 	if err != nil {
 		c.t.Fatal(err)
 	}

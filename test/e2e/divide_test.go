@@ -75,13 +75,15 @@ func TestKernelNestedDivide(t *testing.T) {
 			for _, name := range []string{"a", "b"} {
 				want(t, "Create "+name, c.v1("Create", name, ctrls, values), []any{true})
 			}
-			if len(values) > 0 {
-				want(t, "memory.max of b", w.Read(h, "c1/b", "memory.max"), "33554432")
-				want(t, "pids.max of b", w.Read(h, "c1/b", "pids.max"), "10")
-			}
-			for _, ctrl := range ctrls {
-				if got := w.Read(h, "c1/b", "cgroup.controllers"); !slices.Contains(strings.Fields(got), ctrl) {
-					t.Errorf("b has %q, not %s", got, ctrl)
+			for _, name := range []string{"a", "b"} {
+				if len(values) > 0 {
+					want(t, "memory.max of "+name, w.Read(h, "c1/"+name, "memory.max"), "33554432")
+					want(t, "pids.max of "+name, w.Read(h, "c1/"+name, "pids.max"), "10")
+				}
+				for _, ctrl := range ctrls {
+					if got := w.Read(h, "c1/"+name, "cgroup.controllers"); !slices.Contains(strings.Fields(got), ctrl) {
+						t.Errorf("%s has %q, not %s", name, got, ctrl)
+					}
 				}
 			}
 			// What there was is all in one hidden place, and nothing tells of it.

@@ -156,7 +156,11 @@ func (l *loader) step() {
 	_, there := l.Limits[name]
 	switch n := rand.IntN(10); {
 	case !there:
-		l.must(harness.V1, "Create", name, []string{"pids"}, map[string]string{"pids.limit": strconv.Itoa(limit)})
+		again := l.Again
+		got := l.must(harness.V1, "Create", name, []string{"pids"}, map[string]string{"pids.limit": strconv.Itoa(limit)})
+		if l.Again == again && len(got) == 1 {
+			l.equal("whether Create made "+name, got[0], true)
+		}
 		l.Limits[name] = limit
 	case n == 0:
 		l.must(harness.V1, "ListControllers")
@@ -257,7 +261,7 @@ func underLoad(t *testing.T, killed bool) {
 			d = r.start()
 		} else {
 			next := r.start("--replace")
-			if code := d.wait(cgtest.Patience(10 * time.Second)); code != 0 {
+			if code := d.wait(10 * time.Second); code != 0 {
 				t.Errorf("the daemon that was replaced ended with %d", code)
 			}
 			d = next

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -66,10 +67,11 @@ func holdService(t *testing.T, p *harness.Proc, dir, sock, state string, args ..
 	return s
 }
 
-// wait waits until it ends, or kills it, and returns the exit code, or -1.
+// wait waits until it ends, or kills it after the timeout, longer on a slow
+// machine, and returns the exit code, or -1.
 func (s *service) wait(timeout time.Duration) int {
 	s.t.Helper()
-	ws, err := s.child.End(timeout)
+	ws, err := s.child.End(cgtest.Patience(timeout))
 	if err != nil {
 		s.t.Fatalf("wait for the daemon: %v", err)
 	}

@@ -354,13 +354,11 @@ func TestKernelProxyRestart(t *testing.T) {
 		return c
 	}
 	d := start()
-	x := startProxy(t, b.Proc, sock, "--wait", "2s")
+	// One that waits longer than a daemon takes to start on any machine.
+	x := startProxy(t, b.Proc, sock, "--wait", "1m")
 	c := b.MustDial(x.sock)
 	defer c.Close()
 	ask := asker{t, c}
-	create := func(name string) error {
-		return second(c.V1("Create", name, []string{}, map[string]string{}))
-	}
 	ask.v1("Create", "before", []string{}, map[string]string{})
 
 	for _, how := range []string{"TERM", "KILL"} {
@@ -405,12 +403,16 @@ func TestKernelProxyRestart(t *testing.T) {
 	}
 
 	// It does not come back.
+	hasty := startProxy(t, b.Proc, sock, "--wait", "2s")
+	h := b.MustDial(hasty.sock)
+	defer h.Close()
+	asker{t, h}.v1("ListChildren", "")
 	if err := d.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_, _ = d.End(cgtest.Patience(3 * time.Second))
 	began := time.Now()
-	err := create("lost")
+	err := second(h.V1("Create", "lost", []string{}, map[string]string{}))
 	var de *harness.DBusError
 	if took := time.Since(began); !errors.As(err, &de) || !strings.HasSuffix(de.Name, ".Error.Busy") || !strings.Contains(de.Text, "not carried out") {
 		t.Errorf("after %v: %v", took, err)
@@ -418,6 +420,7 @@ func TestKernelProxyRestart(t *testing.T) {
 		t.Errorf("the request waited %v", took)
 	}
 	d = start()
+	want(t, "what is there", ask.v1("ListChildren", ""), []any{[]string{"before", "unread"}})
 	ask.v1("Delete", "unread")
 	ask.v1("Delete", "before")
 	// The client that opened the connection is gone: nobody else is named.
@@ -429,7 +432,7 @@ func TestKernelProxyRestart(t *testing.T) {
 	if _, err := d.End(0); err != nil {
 		t.Error(err)
 	}
-	x.fds = 0 // the daemon is away: a client's lower connection is not there
+	x.fds, hasty.fds = 0, 0 // the daemon is away: a client's lower connection is not there
 }
 
 // listenerPID is the process that listens at a socket.

@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -222,7 +221,7 @@ func TestKernelRealtimeBadInputPolicy(t *testing.T) {
 		// A daemon of its own, with the same file.
 		dir := harness.PublicDir(t)
 		s := startService(t, rw.p, dir, dir+"/sock", dir+"/state", "--realtime-policy="+path)
-		if code := s.wait(cgtest.Patience(3 * time.Second)); code != 1 {
+		if code := s.wait(3 * time.Second); code != 1 {
 			t.Errorf("%s: a daemon that starts with it ends with %d, want 1", bad.name, code)
 		}
 		if b, err := os.ReadFile(s.log); err != nil || !strings.Contains(string(b), bad.says) {

@@ -59,7 +59,7 @@ func TestKernelRealtimeWatchedAgain(t *testing.T) {
 				rw.d = rw.start()
 			} else {
 				rw.d = rw.start("--replace")
-				if code := old.wait(cgtest.Patience(5 * time.Second)); code != 0 {
+				if code := old.wait(5 * time.Second); code != 0 {
 					t.Errorf("the daemon that was replaced ended with %d", code)
 				}
 			}

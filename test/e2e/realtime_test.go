@@ -487,7 +487,7 @@ func TestKernelRealtimeLifeCycle(t *testing.T) {
 
 	// Replaced: it goes on, and is the new one's.
 	next := w.start("--replace")
-	if code := w.d.wait(cgtest.Patience(5 * time.Second)); code != 0 {
+	if code := w.d.wait(5 * time.Second); code != 0 {
 		t.Errorf("the daemon that was replaced ended with %d", code)
 	}
 	w.d = next

@@ -68,7 +68,7 @@ func TestKernelReplace(t *testing.T) {
 	inode := r.inode(r.sock)
 	for range harness.Rounds(60) {
 		two := r.start("--replace")
-		if code := one.wait(cgtest.Patience(5 * time.Second)); code != 0 {
+		if code := one.wait(5 * time.Second); code != 0 {
 			t.Fatalf("the daemon that was replaced ended with %d", code)
 		}
 		r.served(two)
@@ -92,7 +92,7 @@ func TestKernelReplace(t *testing.T) {
 	first := r.sock
 	r.sock = r.dir + "/other"
 	two := r.start("--replace", "--listen=unix:path="+r.dir+"/third")
-	if code := one.wait(cgtest.Patience(5 * time.Second)); code != 0 {
+	if code := one.wait(5 * time.Second); code != 0 {
 		t.Errorf("the daemon that was replaced ended with %d", code)
 	}
 	r.served(two)
@@ -105,7 +105,7 @@ func TestKernelReplace(t *testing.T) {
 	// None: all stay.
 	out := r.p.Launch(nil, "/bin/bash", "-c", `exec "$@" 2>>"$0"`, r.dir+"/log", harness.Binary(t, "cgmanager"), "--replace", "--state-dir="+r.dir+"/state")
 	three := &service{t: t, child: out, pid: out.PID, sock: r.sock, log: two.log}
-	if code := two.wait(cgtest.Patience(5 * time.Second)); code != 0 {
+	if code := two.wait(5 * time.Second); code != 0 {
 		t.Errorf("the daemon that was replaced ended with %d", code)
 	}
 	r.served(three)
@@ -165,6 +165,13 @@ func TestKernelReplaceGivenUp(t *testing.T) {
 	d := r.start()
 	r.served(d)
 	inode, files := r.inode(r.sock), 0
+	open := func() int {
+		n, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(n)
+	}
 	for round := range 3 {
 		for n, words := range [][]string{{}, {"replace 1"}, {"replace 1", "go"}, {"replace 2"}, {"go"}} {
 			c, answer, err := askControl(r.dir+"/state/control", words...)
@@ -179,18 +186,15 @@ func TestKernelReplaceGivenUp(t *testing.T) {
 				t.Fatal("the socket is another one")
 			}
 		}
-		time.Sleep(100 * time.Millisecond)
-		n, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", d.pid))
-		if err != nil {
-			t.Fatal(err)
+		if round == 0 {
+			time.Sleep(100 * time.Millisecond)
+			files = open()
+			continue
 		}
-		if round > 0 && len(n) > files {
-			t.Errorf("%d files open, %d before", len(n), files)
-		}
-		files = len(n)
+		eventually(t, fmt.Sprintf("no more than %d files are open", files), func() bool { return open() <= files })
 	}
 	two := r.start("--replace")
-	if code := d.wait(cgtest.Patience(5 * time.Second)); code != 0 {
+	if code := d.wait(5 * time.Second); code != 0 {
 		t.Errorf("the daemon that was replaced ended with %d", code)
 	}
 	r.served(two)
@@ -246,7 +250,7 @@ func TestKernelReplaceImpostor(t *testing.T) {
 	u.Bind(l, r.dir+"/state/control")
 	u.Listen(l)
 	start := time.Now()
-	if code := r.start("--replace").wait(cgtest.Patience(8 * time.Second)); code != 1 {
+	if code := r.start("--replace").wait(8 * time.Second); code != 1 {
 		t.Errorf("it ended with %d", code)
 	}
 	if took := time.Since(start); took > cgtest.Patience(2*time.Second) {
@@ -268,7 +272,7 @@ func TestKernelReplaceHung(t *testing.T) {
 	d.signal(unix.SIGSTOP)
 	start := time.Now()
 	two := r.start("--replace")
-	if code := two.wait(cgtest.Patience(10 * time.Second)); code != 1 || !strings.Contains(r.log(), "it hangs, or is stopped") {
+	if code := two.wait(10 * time.Second); code != 1 || !strings.Contains(r.log(), "it hangs, or is stopped") {
 		t.Errorf("ended with %d", code)
 	}
 	t.Logf("given up after %v", time.Since(start))
@@ -320,7 +324,7 @@ func TestKernelReplaceKilled(t *testing.T) {
 		case serves:
 			oldServes++
 		default:
-			if code := other.wait(cgtest.Patience(time.Second)); other != old || code != 0 {
+			if code := other.wait(time.Second); other != old || code != 0 {
 				t.Fatalf("round %d: nobody serves, and the other one ended with %d", round, code)
 			}
 			none++

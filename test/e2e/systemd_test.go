@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -80,7 +81,7 @@ func (u *unit) end() {
 	_ = u.in.Close()
 	select {
 	case <-u.done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(cgtest.Patience(30 * time.Second)):
 		u.t.Error("the unit does not end")
 	}
 }
@@ -117,7 +118,7 @@ func (u *unit) run(command string) (string, int) {
 	select {
 	case a := <-got:
 		return strings.TrimSuffix(a.out, "\n"), a.code
-	case <-time.After(60 * time.Second):
+	case <-time.After(scriptTime()):
 		u.t.Fatalf("%s: no answer", command)
 		return "", -1
 	}
@@ -137,7 +138,7 @@ func (u *unit) must(command string) string {
 func (u *unit) launch(command string) string {
 	u.t.Helper()
 	out := u.must("log=$(mktemp); " + command + ` >$log 2>&1 & p=$!
-		for i in $(seq 50); do
+		for i in $(seq 300); do
 			c=$(cat /proc/$p/comm 2>/dev/null) || break
 			[ "$c" != sleep ] || break
 			sleep 0.2
@@ -216,7 +217,7 @@ func scopesOf(t *testing.T, session string) []string {
 // within waits until what is asked for holds.
 func within(t *testing.T, what string, wait time.Duration, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(wait); !f(); time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(cgtest.Patience(wait)); !f(); time.Sleep(200 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Errorf("%s: not within %v", what, wait)
 			return
@@ -239,10 +240,24 @@ func TestKernelSystemdSession(t *testing.T) {
 	scope := "/user.slice/user-1000.slice/cgm-1000-" + session
 	pid := s.launch("cgm run web --set memory.limit=64M --set pids.limit=50 -- sleep 1000")
 	shell := s.must("echo $$")
+	// Below what it was given the user manages by itself.
+	ci := s.launch("sh -c 'exec cgm delegate ci --set memory.limit=128M -- sleep 1000 2>/dev/null'")
+	own := dirOf(t, "pids", scope+"/ci/own")
+	s.must("mkdir " + own + " && echo 9 >" + own + "/pids.max")
+	delegated := harness.CgroupsOf(mustAtoi(t, ci))
 
 	check := func(when string) {
 		t.Helper()
 		n, _ := strconv.Atoi(pid)
+		for _, h := range harness.Hierarchies() {
+			at := harness.CgroupsOf(mustAtoi(t, ci))[h.Name]
+			want(t, when+": where the delegated process is in "+h.Name, at, delegated[h.Name])
+			if !h.Named() && !strings.HasPrefix(at+"/", scope+"/ci/") {
+				t.Errorf("%s: the delegated process is in %s of %s", when, at, h.Name)
+			}
+		}
+		want(t, when+": memory limit of the delegated", readAt(t, dirOf(t, "memory", scope+"/ci"), "memory.max", "memory.limit_in_bytes"), "134217728")
+		want(t, when+": pids limit below it", s.must("cat "+own+"/pids.max"), "9")
 		for _, h := range harness.Hierarchies() {
 			if !h.Named() {
 				want(t, when+": where the process is in "+h.Name, harness.CgroupsOf(n)[h.Name], scope+"/web")
@@ -286,16 +301,15 @@ func TestKernelSystemdSession(t *testing.T) {
 	check("after a reload and a restart")
 
 	cgls := command(t, "systemd-cgls", "--no-pager", "-u", "user-1000.slice")
-	for _, part := range []string{filepath.Base(scope), "web", pid + " sleep 1000", "--hold-scope", session} {
+	for _, part := range []string{filepath.Base(scope), "web", pid + " sleep 1000", "ci", ci + " sleep 1000", "--hold-scope", session} {
 		if !strings.Contains(cgls, part) {
 			t.Errorf("systemd-cgls does not show %q", part)
 		}
 	}
 	t.Logf("systemd-cgls:\n%s", cgls)
 
-	// Below what it was given the user manages by itself.
-	out := s.must("cgm delegate ci --set memory.limit=128M -- sh -c 'echo $CGM_CGROUP'")
-	if !strings.Contains(out, scope+"/ci") {
+	out := s.must("cgm delegate job --set memory.limit=128M -- sh -c 'echo $CGM_CGROUP'")
+	if !strings.Contains(out, scope+"/job") {
 		t.Errorf("delegate says %q", out)
 	}
 
@@ -306,7 +320,7 @@ func TestKernelSystemdSession(t *testing.T) {
 	check("with another daemon")
 
 	// Nothing stays when all has ended.
-	s.must("kill $mv " + pid)
+	s.must("rmdir " + own + "; kill $mv " + pid + " " + ci)
 	s.end()
 	within(t, "the session's cgroup goes", 20*time.Second, func() bool { return !there(dirOf(t, "unified", s.path)) })
 	within(t, "the scope goes", 90*time.Second, func() bool {
@@ -437,13 +451,6 @@ func TestKernelSystemdAbsent(t *testing.T) {
 	}
 	// What looks like systemd's socket, for the daemon alone.
 	listener := listenAsSystemd(t)
-	accepted := make(chan struct{}, 1)
-	go func() {
-		if c, err := listener.Accept(); err == nil {
-			c.Close()
-			accepted <- struct{}{}
-		}
-	}()
 	w := &world{T: t, Tree: harness.NewTree(t)}
 	d := harness.StartDaemon(t)
 	w.d = d
@@ -460,10 +467,13 @@ func TestKernelSystemdAbsent(t *testing.T) {
 			want(t, "where it is made in "+h.Name, w.Exists(h, "user.slice/user-1000.slice/session-1.scope/x"), true)
 		}
 	}
-	select {
-	case <-accepted:
+	// Whoever has connected waits there.
+	if err := listener.SetDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := listener.Accept(); err == nil {
+		c.Close()
 		t.Error("the daemon connected to what may be systemd")
-	default:
 	}
 	if strings.Contains(d.Log(), "systemd") {
 		t.Errorf("the log speaks of it:\n%s", d.Log())
@@ -471,7 +481,7 @@ func TestKernelSystemdAbsent(t *testing.T) {
 }
 
 // listenAsSystemd listens where systemd would, unless something is there.
-func listenAsSystemd(t *testing.T) net.Listener {
+func listenAsSystemd(t *testing.T) *net.UnixListener {
 	t.Helper()
 	const dir = "/run/systemd"
 	if there(dir + "/private") {
@@ -485,7 +495,7 @@ func listenAsSystemd(t *testing.T) net.Listener {
 			t.Fatal(err)
 		}
 	}
-	l, err := net.Listen("unix", dir+"/private")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dir + "/private", Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -376,7 +376,8 @@ func use(t *testing.T, systemd bool) {
 	script := `set -e
 	cgm status >/dev/null
 	cgm run demo --set memory.limit=100M --set pids.limit=50 -- cgm get '' memory.limit pids.limit
-	cgm run batch -- sleep 300 & sleep 1
+	cgm run batch -- sleep 300 &
+	for i in $(seq 300); do cgm gettasks all batch 2>/dev/null | grep -q . && break; sleep 0.1; done
 	cgm freeze batch; cgm get batch state; cgm thaw batch; cgm kill batch
 	cgm create all alice; cgm chown all alice 1000 1000
 	cgm set alice 'devices_blacklist=c 1:5 rwm' cpus_allowed=0
