@@ -4,11 +4,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"cgmanager/api"
 	"cgmanager/cgfs/cgtest"
@@ -19,31 +16,8 @@ import (
 func TestKernelChownOfFilesThatTheHostKept(t *testing.T) {
 	cgtest.Require(t, cgtest.Root, cgtest.Userns)
 	m := newManager(t)
-	dir := filepath.Join(cgtest.Mount(t, "freezer"), cgtest.Name(t))
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(dir, 100000, 100000); err != nil {
-		t.Fatal(err)
-	}
-	pid := cgtest.Child(t, "setpriv", "--reuid", "100000", "--regid", "100000", "--clear-groups",
-		"unshare", "--user", "--map-root-user", "sleep", "300")
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
-		t.Fatal(err)
-	}
-	for range 1000 {
-		if strings.Contains(read(t, "/proc/"+strconv.Itoa(pid)+"/uid_map"), "100000") {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	cred := api.Cred{PID: int32(pid), UID: 100000, GID: 100000}
-	peer, err := m.Open(cred, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
-	rq := &api.Request{Peer: peer, Opener: cred, Sender: cred}
+	pid, dir := container(t)
+	rq := requestOf(t, m, pid, 100000)
 	if err := m.Chown0(rq, "freezer", "", api.Owner{UID: 0, GID: 0}); kind(err) != api.Denied {
 		t.Errorf("Chown: %v, want a refusal", err)
 	}

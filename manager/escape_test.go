@@ -2,7 +2,6 @@ package manager_test
 
 import (
 	"errors"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -31,17 +30,8 @@ func contained(t *testing.T, dir string, namespaces bool) api.Cred {
 	} else {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: 100000, Gid: 100000}
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	pid := cmd.Process.Pid
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
-		t.Fatal(err)
-	}
+	pid := start(t, cmd)
+	put(t, pid, dir)
 	return api.Cred{PID: int32(pid), UID: 100000, GID: 100000}
 }
 
@@ -79,12 +69,7 @@ func TestKernelEscapeNeedsAProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := contained(t, filepath.Join(cgtest.Own(t, "freezer"), n), true)
-	peer, err := m.Open(r, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer peer.Close()
-	err = m.MovePidAbs0(&api.Request{Peer: peer, Opener: r, Sender: r}, "freezer", "/", api.Victim{PID: 1})
+	err := m.MovePidAbs0(request(t, m, r), "freezer", "/", api.Victim{PID: 1})
 	if e, ok := errors.AsType[*api.Error](err); !ok || e.Kind != api.Denied || e.Hint != "start a cgproxy in your own container" {
 		t.Errorf("got %v", err)
 	}

@@ -35,13 +35,7 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	}
 	give(t, mount+n+"/own", uid)
 
-	cred := api.Cred{PID: int32(cgtest.Headless(t, mount+n+"/own")), UID: uid, GID: uid}
-	peer, err := m.Open(cred, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
-	rq := &api.Request{Peer: peer, Opener: cred, Sender: cred}
+	rq := requestOf(t, m, cgtest.Headless(t, mount+n+"/own"), uid)
 	if err := m.SetValue0(rq, "freezer", n, "freezer.state", "FROZEN"); kind(err) != api.Denied {
 		t.Errorf("a value above its own cgroup: %v, want a refusal", err)
 	}
@@ -50,12 +44,7 @@ func TestKernelFirstThreadExited(t *testing.T) {
 	}
 
 	// What is left of such a process is moved and judged like any other.
-	me := api.Cred{PID: int32(os.Getpid()), UID: uid, GID: uid}
-	if peer, err = m.Open(me, -1); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
-	rq = &api.Request{Peer: peer, Opener: me, Sender: me}
+	rq = requestOf(t, m, os.Getpid(), uid)
 	root := self(t, m)
 	victim := int32(cgtest.Headless(t, mount+n+"/jail"))
 	if err := m.MovePid0(root, "freezer", strings.TrimPrefix(n, "/")+"/own", api.Victim{PID: int64(victim)}); err != nil {
@@ -89,22 +78,14 @@ func TestKernelFirstThreadExitedThenMoved(t *testing.T) {
 		give(t, mount+d, uid)
 	}
 	pid := cgtest.Headless(t, mount+n+"/own")
-	if err := os.WriteFile(mount+n+"/own/jail/cgroup.procs", []byte(strconv.Itoa(pid)), 0); err != nil {
-		t.Fatal(err)
-	}
-	cred := api.Cred{PID: int32(pid), UID: uid, GID: uid}
-	peer, err := m.Open(cred, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rq := &api.Request{Peer: peer, Opener: cred, Sender: cred}
+	put(t, pid, mount+n+"/own/jail")
+	rq := requestOf(t, m, pid, uid)
 	if names, err := m.ListChildren(rq, ""); kind(err) != api.Denied {
 		t.Errorf("it sees the cgroup that it was taken out of: %q, %v", names, err)
 	}
 	if _, err := m.Create(rq, "x", []string{"freezer"}, nil); kind(err) != api.Denied {
 		t.Errorf("it makes a cgroup: %v", err)
 	}
-	peer.Close()
 	if err := m.Kill(self(t, m), strings.TrimPrefix(n, "/")+"/own/jail"); err != nil {
 		t.Errorf("Kill: %v", err)
 	}
@@ -145,14 +126,7 @@ print(flush=True)`
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-		pid := strconv.Itoa(cmd.Process.Pid)
-		if err := os.WriteFile(mount+"/"+n+"/cgroup.procs", []byte(pid), 0); err != nil {
-			t.Error(err)
-		}
+		put(t, start(t, cmd), mount+"/"+n)
 		if _, err := out.Read(make([]byte, 1)); err != nil {
 			t.Error(err)
 		}

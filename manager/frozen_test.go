@@ -23,15 +23,9 @@ func TestKernelKillLeavesFrozen(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	write := func(file, value string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(value), 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("cgroup.procs", strconv.Itoa(cgtest.Child(t)))
+	put(t, cgtest.Child(t), dir)
 	state, freeze := freezer(t)
-	write(state, freeze)
+	write(t, filepath.Join(dir, state), freeze)
 	second := strconv.Itoa(cgtest.Child(t))
 	entered := make(chan error, 1)
 	go func() {

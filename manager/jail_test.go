@@ -30,21 +30,8 @@ func TestKernelMoveIntoJail(t *testing.T) {
 	}
 	pid := cgtest.Child(t, "setpriv", "--reuid", strconv.Itoa(uid), "--clear-groups", "--regid", strconv.Itoa(uid), "sleep", "300")
 	victim := api.Victim{PID: int64(pid)}
-	place := func(cg string) {
-		t.Helper()
-		if err := os.WriteFile(top+cg+"/cgroup.procs", []byte(strconv.Itoa(pid)), 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	place("/a/x")
-
-	cred := api.Cred{PID: int32(os.Getpid()), UID: uid, GID: uid}
-	peer, err := m.Open(cred, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
-	rq := &api.Request{Peer: peer, Opener: cred, Sender: cred}
+	put(t, pid, top+"/a/x")
+	rq := requestOf(t, m, os.Getpid(), uid)
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -77,7 +64,7 @@ func TestKernelMoveIntoJail(t *testing.T) {
 				break
 			}
 		}
-		place("/a/x")
+		put(t, pid, top+"/a/x")
 	}
 	close(stop)
 	<-done

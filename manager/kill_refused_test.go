@@ -3,7 +3,6 @@ package manager_test
 import (
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,17 +21,8 @@ func TestKernelRefusedKillFreezesNothing(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	pid := cgtest.Child(t)
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
-		t.Fatal(err)
-	}
-	const uid = 61000
-	cred := api.Cred{PID: int32(os.Getpid()), UID: uid, GID: uid}
-	peer, err := m.Open(cred, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
+	put(t, cgtest.Child(t), dir)
+	rq := requestOf(t, m, os.Getpid(), 61000)
 	var done, stopped atomic.Bool
 	watched := make(chan struct{})
 	go func() {
@@ -43,7 +33,6 @@ func TestKernelRefusedKillFreezesNothing(t *testing.T) {
 			}
 		}
 	}()
-	rq := &api.Request{Peer: peer, Opener: cred, Sender: cred}
 	for end := time.Now().Add(500 * time.Millisecond); time.Now().Before(end); {
 		if err := m.Kill(rq, n); kind(err) != api.Denied {
 			t.Fatalf("Kill of another's task: %v, want a refusal", err)

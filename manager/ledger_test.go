@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -20,35 +18,8 @@ func TestKernelCgroupsPerContainerAreBounded(t *testing.T) {
 	cgtest.Require(t, cgtest.Root, cgtest.Userns)
 	const limit = 8
 	m := newBoundedManager(t, limit)
-	dir := filepath.Join(cgtest.Mount(t, "freezer"), cgtest.Name(t))
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(dir, 100000, 100000); err != nil {
-		t.Fatal(err)
-	}
-	pid := cgtest.Child(t, "setpriv", "--reuid", "100000", "--regid", "100000", "--clear-groups",
-		"unshare", "--user", "--map-root-user", "sleep", "300")
-	place := func(dir string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	place(dir)
-	for range 1000 {
-		if strings.Contains(read(t, "/proc/"+strconv.Itoa(pid)+"/uid_map"), "100000") {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	cred := api.Cred{PID: int32(pid), UID: 100000, GID: 100000}
-	peer, err := m.Open(cred, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer peer.Close()
-	rq := &api.Request{Peer: peer, Opener: cred, Sender: cred}
+	pid, dir := container(t)
+	rq := requestOf(t, m, pid, 100000)
 	for _, n := range []string{"a", "b"} {
 		if _, err := m.Create0(rq, "freezer", n); err != nil {
 			t.Fatal(err)
@@ -56,7 +27,7 @@ func TestKernelCgroupsPerContainerAreBounded(t *testing.T) {
 	}
 	made := 2
 	for _, n := range []string{"a", "b"} {
-		place(filepath.Join(dir, n))
+		put(t, pid, filepath.Join(dir, n))
 		for i := range limit {
 			if _, err := m.Create0(rq, "freezer", fmt.Sprint(i)); err == nil {
 				made++
@@ -78,7 +49,7 @@ func TestKernelCgroupsPerContainerAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	place(filepath.Join(dir, "a"))
+	put(t, pid, filepath.Join(dir, "a"))
 	remove("0")
 	if err := create("0"); err != nil {
 		t.Errorf("after the daemon removed one: %v", err)
@@ -86,7 +57,7 @@ func TestKernelCgroupsPerContainerAreBounded(t *testing.T) {
 	for i := range 3 {
 		remove(fmt.Sprint(i))
 	}
-	place(filepath.Join(dir, "b"))
+	put(t, pid, filepath.Join(dir, "b"))
 	if err := create("n/below/and-below"); err != nil {
 		t.Fatal(err)
 	}

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,13 +53,78 @@ func newBoundedManager(t testing.TB, maxCgroups int) *manager.Manager {
 // self is a request by the test itself, whose own cgroup is wherever it runs.
 func self(t testing.TB, m *manager.Manager) *api.Request {
 	t.Helper()
-	cred := api.Cred{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), GID: uint32(os.Getgid())}
+	return request(t, m, api.Cred{PID: int32(os.Getpid()), UID: uint32(os.Getuid()), GID: uint32(os.Getgid())})
+}
+
+// request is one by who has a connection of its own.
+func request(t testing.TB, m *manager.Manager, cred api.Cred) *api.Request {
+	t.Helper()
 	peer, err := m.Open(cred, -1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(peer.Close)
 	return &api.Request{Peer: peer, Opener: cred, Sender: cred}
+}
+
+// requestOf is a request by a process that has the id as its uid and gid.
+func requestOf(t testing.TB, m *manager.Manager, pid int, id uint32) *api.Request {
+	t.Helper()
+	return request(t, m, api.Cred{PID: int32(pid), UID: id, GID: id})
+}
+
+// start starts a program that runs until the test ends.
+func start(t *testing.T, cmd *exec.Cmd) (pid int) {
+	t.Helper()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd.Process.Pid
+}
+
+// sleeper starts a process with the id.
+func sleeper(t *testing.T, id uint32) (pid int) {
+	t.Helper()
+	cmd := exec.Command("sleep", "300")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: id, Gid: id}}
+	return start(t, cmd)
+}
+
+// container makes a cgroup of the freezer's that belongs to uid 100000, with a process
+// of that uid in it, root of a user namespace. It returns the cgroup's directory.
+func container(t *testing.T) (pid int, dir string) {
+	t.Helper()
+	dir = filepath.Join(cgtest.Mount(t, "freezer"), cgtest.Name(t))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(dir, 100000, 100000); err != nil {
+		t.Fatal(err)
+	}
+	pid = cgtest.Child(t, "setpriv", "--reuid", "100000", "--regid", "100000", "--clear-groups",
+		"unshare", "--user", "--map-root-user", "sleep", "300")
+	put(t, pid, dir)
+	cgtest.Eventually(t, 5*time.Second, "a user namespace", func() bool {
+		return strings.Contains(read(t, "/proc/"+strconv.Itoa(pid)+"/uid_map"), "100000")
+	})
+	return pid, dir
+}
+
+// put puts a process into the cgroup in dir.
+func put(t *testing.T, pid int, dir string) {
+	t.Helper()
+	write(t, filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid))
+}
+
+func write(t *testing.T, path, value string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func read(t *testing.T, path string) string {

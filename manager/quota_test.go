@@ -2,11 +2,7 @@ package manager_test
 
 import (
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,25 +16,7 @@ import (
 func userIn(t *testing.T, m *manager.Manager, uid int, dir string) *api.Request {
 	t.Helper()
 	give(t, dir, uid)
-	cmd := exec.Command("sleep", "300")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
-		t.Fatal(err)
-	}
-	cred := api.Cred{PID: int32(cmd.Process.Pid), UID: uint32(uid), GID: uint32(uid)}
-	peer, err := m.Open(cred, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
-	return &api.Request{Peer: peer, Opener: cred, Sender: cred}
+	return requestor(t, m, uint32(uid), dir)
 }
 
 func TestKernelCgroupsPerOwnerAreBounded(t *testing.T) {

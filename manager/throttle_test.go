@@ -3,11 +3,9 @@ package manager_test
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"cgmanager/api"
@@ -32,39 +30,7 @@ func requestor(t *testing.T, m *manager.Manager, id uint32, dir string) *api.Req
 	t.Helper()
 	pid := sleeper(t, id)
 	put(t, pid, dir)
-	cred := api.Cred{PID: int32(pid), UID: id, GID: id}
-	peer, err := m.Open(cred, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(peer.Close)
-	return &api.Request{Peer: peer, Opener: cred, Sender: cred}
-}
-
-func sleeper(t *testing.T, id uint32) int {
-	t.Helper()
-	cmd := exec.Command("sleep", "300")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: id, Gid: id}}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return cmd.Process.Pid
-}
-
-func put(t *testing.T, pid int, dir string) {
-	t.Helper()
-	write(t, filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid))
-}
-
-func write(t *testing.T, path, value string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(value), 0); err != nil {
-		t.Fatal(err)
-	}
+	return requestOf(t, m, pid, id)
 }
 
 // A v1 throttle binds only the tasks of the very cgroup: nobody but the host's
