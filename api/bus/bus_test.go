@@ -536,6 +536,75 @@ func TestKernelExit(t *testing.T) {
 	cgtest.Eventually(t, 5*time.Second, "the name is given up", func() bool { return owner(c) == "" })
 }
 
+// TestKernelExitMeanwhile: the same while the bus is asked who owns the name, as
+// it is at each change of its owner, and does not answer.
+func TestKernelExitMeanwhile(t *testing.T) {
+	harness.Require(t, "root")
+	d := harness.StartBus(t, policy)
+	address, asked := withhold(t, strings.TrimPrefix(d.Address, "unix:path="), "RequestName", 2)
+	b := &exiting{backend: &backend{}}
+	stop, _ := serve(t, address, b)
+	b.stop, b.c = stop, connect(t, d.Address)
+	select {
+	case <-asked:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the bus is not asked again")
+	}
+	if err := b.c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"Exit", 0).Err; err != nil {
+		t.Errorf("Exit: %v", err)
+	}
+	cgtest.Eventually(t, 5*time.Second, "the name is given up", func() bool { return owner(b.c) == "" })
+}
+
+// withhold is a way to the bus for one connection, on which the nth call of a
+// method is lost; asked tells of it.
+func withhold(t *testing.T, to, method string, nth int) (address string, asked <-chan struct{}) {
+	t.Helper()
+	from, lost := t.TempDir()+"/bus", make(chan struct{})
+	ln, err := net.Listen("unix", from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { _ = ln.Close(); <-done })
+	go func() {
+		defer close(done)
+		client, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer client.Close()
+		bus, err := net.Dial("unix", to)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer bus.Close()
+		back := make(chan struct{})
+		defer func() { <-back }()
+		go func() {
+			defer close(back)
+			_, _ = io.Copy(client, bus)
+			_ = client.Close()
+		}()
+		// Whoever waits for an answer to a message has written it by itself.
+		for b := make([]byte, 4096); ; {
+			n, err := client.Read(b)
+			if strings.Contains(string(b[:n]), method) {
+				if nth--; nth == 0 {
+					n = 0
+					close(lost)
+				}
+			}
+			if _, werr := bus.Write(b[:n]); err != nil || werr != nil {
+				_ = bus.Close()
+				return
+			}
+		}
+	}()
+	return "unix:path=" + from, lost
+}
+
 // exiting is a Backend that has the service end when it is asked to.
 type exiting struct {
 	*backend

@@ -70,7 +70,7 @@ func (s *session) run() error {
 		return err
 	}
 	c.tell("AddMatch", match(api.RealtimeInterface))
-	for owned := false; ; {
+	for s.life.Err() == nil {
 		// What comes now is of after this.
 		select {
 		case <-s.owner:
@@ -80,16 +80,17 @@ func (s *session) run() error {
 			e.String(api.RealtimeInterface)
 			e.Uint32(doNotQueue)
 		})
+		if s.life.Err() != nil {
+			break
+		}
 		if err != nil {
 			return fmt.Errorf("own %s: %w", api.RealtimeInterface, err)
 		}
 		switch r.Uint32() {
 		case primaryOwner:
-			owned = true
 			s.Log.WithField("name", api.RealtimeInterface).Info("serving on the bus")
 		case alreadyOwner:
 		default:
-			owned = false
 			s.foreign()
 		}
 		select {
@@ -97,12 +98,10 @@ func (s *session) run() error {
 		case <-c.done:
 			return errLost
 		case <-s.life.Done():
-			if owned {
-				s.leave()
-			}
-			return nil
 		}
 	}
+	s.leave()
+	return nil
 }
 
 // foreign says that the name is somebody else's.
