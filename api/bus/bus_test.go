@@ -129,29 +129,11 @@ func (b *backend) RealtimeProperties(*api.Request) (api.RealtimeProperties, erro
 	return api.RealtimeProperties{RTTimeUSecMax: 200000, MaxRealtimePriority: 20, MinNiceLevel: -15}, nil
 }
 
-// log collects what is logged.
-type log struct {
-	mu   sync.Mutex
-	text strings.Builder // guarded by mu
-}
-
-func (l *log) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *log) has(s string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Contains(l.text.String(), s)
-}
-
 // serve serves b on the bus until the function is called that it returns, or the
 // test ends.
-func serve(t *testing.T, address string, b api.Backend) (stop func(), l *log) {
+func serve(t *testing.T, address string, b api.Backend) (stop func(), l *harness.Said) {
 	t.Helper()
-	l = &log{}
+	l = &harness.Said{}
 	logger := logrus.New()
 	logger.SetOutput(io.MultiWriter(l, t.Output()))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -210,14 +192,21 @@ func failure(err error) string {
 	return err.Error()
 }
 
-// TestKernelCalls makes every call that there is, and some that are wrong.
-func TestKernelCalls(t *testing.T) {
-	harness.Require(t, "root")
+// served starts a bus on which b is served, and connects to it.
+func served(t *testing.T, b api.Backend) (*harness.Bus, *dbus.Conn) {
+	t.Helper()
 	d := harness.StartBus(t, policy)
-	b := &backend{}
 	serve(t, d.Address, b)
 	c := connect(t, d.Address)
 	awaitOwner(t, c)
+	return d, c
+}
+
+// TestKernelCalls makes every call that there is, and some that are wrong.
+func TestKernelCalls(t *testing.T) {
+	harness.Require(t, "root")
+	b := &backend{}
+	_, c := served(t, b)
 	obj := c.Object(api.RealtimeInterface, api.RealtimePath)
 
 	const unknown = "UnknownMethod: Method %q with signature %q on interface %q doesn't exist"
@@ -339,10 +328,8 @@ func as(t *testing.T, address string, uid uint32, name string, args ...string) (
 // reset and end.
 func TestKernelWho(t *testing.T) {
 	harness.Require(t, "root", "dbus-send")
-	d := harness.StartBus(t, policy)
 	b := &backend{}
-	serve(t, d.Address, b)
-	awaitOwner(t, connect(t, d.Address))
+	d, _ := served(t, b)
 	send := func(member string, args ...string) (string, error) {
 		return as(t, d.Address, user, "dbus-send", append([]string{
 			"--system", "--print-reply", "--dest=" + api.RealtimeInterface, api.RealtimePath, realtime + member,
@@ -384,10 +371,8 @@ func TestKernelWho(t *testing.T) {
 // TestKernelManyCallers: so many are remembered, and who was forgotten is met again.
 func TestKernelManyCallers(t *testing.T) {
 	harness.Require(t, "root")
-	d := harness.StartBus(t, policy)
 	b := &backend{}
-	serve(t, d.Address, b)
-	awaitOwner(t, connect(t, d.Address))
+	d, _ := served(t, b)
 	const remembered = 128
 	cs := make([]*dbus.Conn, remembered+10)
 	for i := range cs {
@@ -406,11 +391,8 @@ func TestKernelManyCallers(t *testing.T) {
 // TestKernelFlood: who asks without end is refused, and nobody else.
 func TestKernelFlood(t *testing.T) {
 	harness.Require(t, "root")
-	d := harness.StartBus(t, policy)
 	b := &backend{}
-	serve(t, d.Address, b)
-	c := connect(t, d.Address)
-	awaitOwner(t, c)
+	d, c := served(t, b)
 	ask := func(c *dbus.Conn) string {
 		return failure(c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err)
 	}
@@ -429,11 +411,8 @@ func TestKernelFlood(t *testing.T) {
 // TestKernelBlocked: requests that take long hold up nobody else's, and are bounded.
 func TestKernelBlocked(t *testing.T) {
 	harness.Require(t, "root")
-	d := harness.StartBus(t, policy)
 	b := &backend{block: make(chan struct{})}
-	serve(t, d.Address, b)
-	c := connect(t, d.Address)
-	awaitOwner(t, c)
+	d, c := served(t, b)
 	obj := c.Object(api.RealtimeInterface, api.RealtimePath)
 	var calls []*dbus.Call
 	for range 40 {
@@ -480,7 +459,7 @@ func TestKernelBusComesAndGoes(t *testing.T) {
 	d := harness.NewBus(t, policy)
 	b := &backend{}
 	stop, l := serve(t, d.Address, b)
-	cgtest.Eventually(t, 5*time.Second, "it is said that there is no bus", func() bool { return l.has("it is tried again") })
+	cgtest.Eventually(t, 5*time.Second, "it is said that there is no bus", func() bool { return strings.Contains(l.String(), "it is tried again") })
 	for range 2 {
 		d.Start()
 		c := connect(t, d.Address)
@@ -509,7 +488,7 @@ func TestKernelNameTaken(t *testing.T) {
 		t.Fatal(r, err)
 	}
 	_, l := serve(t, d.Address, &backend{})
-	cgtest.Eventually(t, 5*time.Second, "it is said that the name is another's", func() bool { return l.has("owned by another process") })
+	cgtest.Eventually(t, 5*time.Second, "it is said that the name is another's", func() bool { return strings.Contains(l.String(), "owned by another process") })
 	c := connect(t, d.Address)
 	if owner(c) != other.Names()[0] {
 		t.Errorf("the name is %s's", owner(c))
@@ -634,7 +613,7 @@ func TestKernelElsewhere(t *testing.T) {
 			d.Start()
 			_, l := serve(t, d.Address, &backend{})
 			cgtest.Eventually(t, 10*time.Second, "it is said that the bus is another container's", func() bool {
-				return l.has("the bus is of another container")
+				return strings.Contains(l.String(), "the bus is of another container")
 			})
 			if c := connect(t, d.Address); slices.Contains(c.Names(), api.RealtimeInterface) || owner(c) != "" {
 				t.Error("the name is owned")
@@ -646,11 +625,9 @@ func TestKernelElsewhere(t *testing.T) {
 // TestKernelHostile: what others send that no request is like changes nothing.
 func TestKernelHostile(t *testing.T) {
 	harness.Require(t, "root")
-	d := harness.StartBus(t, policy)
 	b := &backend{}
-	serve(t, d.Address, b)
-	c := connect(t, d.Address)
-	name := awaitOwner(t, c)
+	d, c := served(t, b)
+	name := owner(c)
 	ask := func(c *dbus.Conn) {
 		t.Helper()
 		if err := c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(6), uint32(1)).Err; err != nil {

@@ -1,8 +1,6 @@
 package server
 
 import (
-	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -14,11 +12,10 @@ import (
 
 	"cgmanager/api"
 	"cgmanager/cgfs/cgtest"
+	"cgmanager/test/harness"
 )
 
-// stuckFile returns a file of a file system in user space that never answers
-// FLUSH: close waits for ever. give up makes the file system go away, and with
-// it the waiting.
+// stuckFile returns a file whose close waits for ever. giveUp ends the waiting.
 func stuckFile(t *testing.T) (file int, giveUp func()) {
 	t.Helper()
 	cgtest.Require(t, cgtest.Root)
@@ -47,7 +44,7 @@ func stuckFile(t *testing.T) (file int, giveUp func()) {
 			}
 			go func() { // not before: there is nothing to read
 				defer close(served)
-				serveFUSE(t, dev, &gone)
+				harness.ServeStuckFUSE(dev, &gone)
 			}()
 			return unix.Open(dir+"/file", unix.O_RDWR|unix.O_CLOEXEC, 0)
 		}
@@ -60,69 +57,6 @@ func stuckFile(t *testing.T) (file int, giveUp func()) {
 		gone.Store(true)
 		<-served
 		_ = unix.Close(o.fd) // ENOTCONN
-	}
-}
-
-// serveFUSE answers what it takes to open a file (linux/fuse.h), and nothing
-// to FLUSH, until it is to be gone.
-func serveFUSE(t *testing.T, dev int, gone *atomic.Bool) {
-	defer unix.Close(dev)
-	const (
-		lookup, getattr, open, release, flush, initialize = 1, 3, 14, 18, 25, 26
-	)
-	order := binary.NativeEndian
-	attr := func(ino uint64, mode uint32) []byte {
-		b := make([]byte, 88)
-		order.PutUint64(b, ino)
-		order.PutUint32(b[60:], mode)
-		order.PutUint32(b[64:], 1)
-		return b
-	}
-	for buf := make([]byte, 1<<17); ; {
-		if gone.Load() {
-			return
-		}
-		p := []unix.PollFd{{Fd: int32(dev), Events: unix.POLLIN}}
-		if n, err := unix.Poll(p, 20); n == 0 || err != nil {
-			continue
-		}
-		if _, err := unix.Read(dev, buf); err != nil {
-			continue // interrupted, or withdrawn
-		}
-		opcode, unique, node := order.Uint32(buf[4:]), order.Uint64(buf[8:]), order.Uint64(buf[16:])
-		var body []byte
-		code := int32(0)
-		switch opcode {
-		case initialize:
-			body = make([]byte, 64)
-			order.PutUint32(body, 7)
-			order.PutUint32(body[4:], 31)
-			order.PutUint32(body[20:], 4096)
-		case getattr:
-			mode := uint32(unix.S_IFDIR | 0o755)
-			if node == 2 {
-				mode = unix.S_IFREG | 0o666
-			}
-			body = append(make([]byte, 16), attr(node, mode)...)
-		case lookup:
-			body = make([]byte, 40)
-			order.PutUint64(body, 2)
-			body = append(body, attr(2, unix.S_IFREG|0o666)...)
-		case open:
-			body = make([]byte, 16)
-		case release:
-		case flush:
-			continue
-		default:
-			code = -int32(unix.ENOSYS)
-		}
-		head := make([]byte, 16, 16+len(body))
-		order.PutUint32(head, uint32(16+len(body)))
-		order.PutUint32(head[4:], uint32(code))
-		order.PutUint64(head[8:], unique)
-		if _, err := unix.Write(dev, append(head, body...)); err != nil && !errors.Is(err, unix.ENOENT) {
-			t.Logf("fuse: opcode %d: %v", opcode, err)
-		}
 	}
 }
 

@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -16,10 +15,7 @@ import (
 	"cgmanager/test/harness"
 )
 
-// A file system in user space that answers what it takes to open its one file,
-// and never FLUSH: close(2) of that file waits for ever.
-
-// fuseServer is the one of a puppet.
+// fuseServer is a puppet's harness.ServeStuckFUSE.
 var fuseServer struct {
 	gone atomic.Bool
 	done chan struct{}
@@ -39,67 +35,10 @@ var startFUSE = harness.Inside("start FUSE", func(dir string) (int, error) {
 	fuseServer.done = make(chan struct{})
 	go func() {
 		defer close(fuseServer.done)
-		defer unix.Close(dev) // which ends all that waits
-		for buf := make([]byte, 1<<17); !fuseServer.gone.Load(); {
-			p := []unix.PollFd{{Fd: int32(dev), Events: unix.POLLIN}}
-			if n, err := unix.Poll(p, 20); n == 0 || err != nil {
-				continue
-			}
-			if n, err := harness.Read(dev, buf); err == nil && n >= 40 {
-				if answer := answerFUSE(buf[:n]); answer != nil {
-					_, _ = harness.Write(dev, answer)
-				}
-			}
-		}
+		harness.ServeStuckFUSE(dev, &fuseServer.gone)
 	}()
 	return 0, nil
 })
-
-// answerFUSE answers a request (linux/fuse.h), or returns nil.
-func answerFUSE(rq []byte) []byte {
-	const (
-		lookup, forget, getattr, open, release, flush, initialize = 1, 2, 3, 14, 18, 25, 26
-		dirMode, fileMode                                         = unix.S_IFDIR | 0o755, unix.S_IFREG | 0o666
-	)
-	order := binary.NativeEndian
-	attr := func(ino uint64, mode uint32) []byte {
-		b := make([]byte, 88)
-		order.PutUint64(b, ino)
-		order.PutUint32(b[60:], mode)
-		order.PutUint32(b[64:], 1)
-		return b
-	}
-	var body []byte
-	var code int32
-	switch order.Uint32(rq[4:]) {
-	case initialize:
-		body = make([]byte, 64)
-		order.PutUint32(body, 7)
-		order.PutUint32(body[4:], 31)
-		order.PutUint32(body[20:], 4096)
-	case lookup:
-		body = make([]byte, 40, 128)
-		order.PutUint64(body, 2)
-		body = append(body, attr(2, fileMode)...)
-	case getattr:
-		body = append(make([]byte, 16, 104), attr(1, dirMode)...)
-		if order.Uint64(rq[16:]) == 2 {
-			body = append(body[:16], attr(2, fileMode)...)
-		}
-	case open:
-		body = make([]byte, 16)
-	case release:
-	case flush, forget:
-		return nil
-	default:
-		code = -int32(unix.ENOSYS)
-	}
-	head := make([]byte, 16, 16+len(body))
-	order.PutUint32(head, uint32(16+len(body)))
-	order.PutUint32(head[4:], uint32(code))
-	copy(head[8:], rq[8:16])
-	return append(head, body...)
-}
 
 // endFUSE ends the server and with it all that waits for it.
 var endFUSE = harness.Inside("end FUSE", func(int) (int, error) {

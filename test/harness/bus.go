@@ -1,13 +1,11 @@
 package harness
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -200,7 +198,7 @@ func (p *BusProgram) Signal(sig os.Signal) {
 // run starts a program, and waits until it is ready.
 func (b *Bus) run(cmd *exec.Cmd, ready func() bool) *BusProgram {
 	b.t.Helper()
-	log := &lockedBuffer{}
+	log := &Said{}
 	cmd.Stdout, cmd.Stderr = log, log
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = deathsig()
@@ -225,22 +223,4 @@ func (b *Bus) run(cmd *exec.Cmd, ready func() bool) *BusProgram {
 		}
 	}
 	return p
-}
-
-// lockedBuffer is what a program said so far.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer // guarded by mu
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

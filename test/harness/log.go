@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // LogEntry is a line of the daemon's log: its fields by name, those that
@@ -55,4 +56,23 @@ func parseLogLine(line string) LogEntry {
 		e[key], line, _ = strings.Cut(rest, " ")
 	}
 	return e
+}
+
+// Said is what a program, or a log, has said so far.
+type Said struct {
+	mu sync.Mutex
+	b  bytes.Buffer // guarded by mu
+}
+
+// Write implements io.Writer.
+func (s *Said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *Said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
 }

@@ -11,7 +11,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -392,36 +391,18 @@ func until(t testing.TB, what string, within time.Duration, f func() bool) time.
 	return time.Since(began)
 }
 
-// lines is a log that a test reads.
-type lines struct {
-	mu sync.Mutex
-	b  strings.Builder // guarded by mu
-}
-
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // kennel is a Supervisor, and what it tells.
 type kennel struct {
 	*Supervisor
 	t      testing.TB
-	log    *lines
+	log    *harness.Said
 	events chan Event
 }
 
 // newKennel makes one with a period of a second, unless told otherwise.
 func newKennel(t testing.TB, c Config) *kennel {
 	t.Helper()
-	k := &kennel{t: t, log: &lines{}, events: make(chan Event, 1000)}
+	k := &kennel{t: t, log: &harness.Said{}, events: make(chan Event, 1000)}
 	if c.Period == 0 {
 		c.Cheep, c.Period = 500*time.Millisecond, time.Second
 	}
