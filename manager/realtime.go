@@ -375,7 +375,7 @@ func (m *Manager) RevokeLimits(rq *api.Request, pid uint32) ([]uint32, error) {
 	if err != nil {
 		return nil, err
 	}
-	left, err := m.rt.RevokeLimits(d, n.proc)
+	left, err := m.rt.RevokeLimits(d, n.proc, c.overUser)
 	if err != nil {
 		return nil, c.realtime(n.subject, err)
 	}
@@ -386,6 +386,19 @@ func (m *Manager) RevokeLimits(rq *api.Request, pid uint32) ([]uint32, error) {
 	}
 	m.log.WithFields(c.fields(n.subject, d)).WithField("unreached", left).Info("done")
 	return unreached, nil
+}
+
+// overUser asks clause 10 about the processes of a user of a container, as limits.Over.
+func (c *call) overUser(uid uint32, in identity.Container) bool {
+	for i := range c.parties {
+		who := &c.parties[i]
+		around, err := c.m.host.Nesting(who.proc)
+		t := privcheck.RealtimeTask{Visible: true, Within: true, UIDs: []uint32{uid}}
+		if err != nil || !around.Around(in) || !privcheck.Realtime(who.r, t).Allowed() {
+			return false
+		}
+	}
+	return true
 }
 
 // ResetKnown implements api.RealtimeKit1.

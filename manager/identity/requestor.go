@@ -246,6 +246,14 @@ func (n Nesting) Within(c Container) bool {
 	return (c.User == 0 || slices.Contains(n.user, ns(c.User))) && (c.PID == 0 || slices.Contains(n.pid, ns(c.PID)))
 }
 
+// Around reports whether the container is n's own or lies within it, where one of the two
+// lies within the other.
+func (n Nesting) Around(c Container) bool { return around(n.user, c.User) && around(n.pid, c.PID) }
+
+func around(outer []ns, inner uint64) bool {
+	return len(outer) == 0 || uint64(outer[0]) == inner || inner != 0 && !slices.Contains(outer, ns(inner))
+}
+
 // encloses compares namespaces of one type. None at all is the daemon's.
 func encloses(outer, inner []ns) bool {
 	return len(outer) == 0 || slices.Contains(inner, outer[0])

@@ -298,8 +298,8 @@ func (s *Service) GrantLimits(d privcheck.Decision, p *identity.Process, who pol
 
 // RevokeLimits takes them back, from the process and its descendants in its
 // container. It returns those that it could not reach.
-func (s *Service) RevokeLimits(d privcheck.Decision, p *identity.Process) ([]int32, error) {
-	return s.limits.Revoke(d, p)
+func (s *Service) RevokeLimits(d privcheck.Decision, p *identity.Process, over limits.Over) ([]int32, error) {
+	return s.limits.Revoke(d, p, over)
 }
 
 func (s *Service) revokeAllLimits() {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os/user"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -190,4 +191,66 @@ func TestKernelRealtimeGrantLimits(t *testing.T) {
 	can("granted again", p, again, both)
 	rw.d.terminate()
 	can("after the daemon's end", p, thread(p), neither)
+}
+
+// The number by which descendants are known anybody can take on: it gives nobody a say
+// over others' limits, once the process that was given them has ended.
+func TestKernelRealtimeLimitsOfOthers(t *testing.T) {
+	harness.Require(t, "root", "userns", "sysresource")
+	rw := newRealtimeWorld(t)
+	rw.d.terminate()
+	rw.policy(anybody + "[rule.limits]\nrtprio = 70\n")
+	rw.d = rw.start()
+	t.Cleanup(func() { rw.d.terminate() })
+
+	p := harness.Start(t, harness.Spec{UID: 1000, GID: 1000})
+	c := p.MustDial(rw.sock)
+	given, err := c.V1("GrantLimits", uint32(p.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	words, _ := given[0].(map[string]string)
+	mark, err := strconv.ParseUint(words["rttime"], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, code := p.Exec(nil, "/bin/sh", "-c", "chrt -f 5 sleep 70071 >/dev/null 2>&1 & sleep 0.3; echo $!")
+	orphan, err := strconv.Atoi(strings.TrimSpace(out))
+	if code != 0 || err != nil {
+		t.Fatalf("%d: %q", code, out)
+	}
+	t.Cleanup(func() { _ = unix.Kill(orphan, unix.SIGKILL) })
+	c.Close()
+	p.Stop()
+	is := func(want string) {
+		t.Helper()
+		if got, err := scheduled(orphan); err != nil || got != want {
+			t.Errorf("the descendant is %q (%v), want %q", got, err, want)
+		}
+	}
+	is("fifo 5")
+
+	user := harness.Start(t, harness.Spec{UID: 1000, GID: 1000})
+	for what, q := range map[string]*harness.Proc{
+		"another user":                     harness.Start(t, harness.Spec{UID: 1001, GID: 1001}),
+		"root of a container":              harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, MapFrom: 200000, MapSize: 60000}),
+		"root of a container with the uid": harness.Start(t, harness.Spec{UserNS: true, PIDNS: true, MapFrom: 0, MapSize: 60000}),
+		"root of a namespace over the uid": harness.Start(t, harness.Spec{UserNS: true, MapFrom: 1000, MapSize: 1}),
+	} {
+		rw.limit(q, mark)
+		c := q.MustDial(rw.sock)
+		defer c.Close()
+		_, err := c.V1("RevokeLimits", uint32(q.PID))
+		e, ok := errors.AsType[*harness.DBusError](err)
+		if !ok || e.Name != "org.freedesktop.DBus.Error.FileNotFound" {
+			t.Errorf("%s: %v, want FileNotFound", what, err)
+		}
+		is("fifo 5")
+	}
+	c = user.MustDial(rw.sock)
+	defer c.Close()
+	if _, err := c.V1("RevokeLimits", uint32(orphan)); err != nil {
+		t.Error(err)
+	}
+	is("other 0")
 }

@@ -11,9 +11,10 @@
 //   - its hard RLIMIT_RTTIME is the grant's, or lower.
 //
 // A process that has a grant of its own does not, nor does an orphan of such a one: the
-// number and the uid tell. On the host, where others' services run, an orphan
-// counts only if one of its uids is that of the process that asked, or it is in a user
-// namespace that this uid has made.
+// number and the uid tell. Anybody can take on a number, and be a parent
+// (PR_SET_CHILD_SUBREAPER). So it counts only if one of its uids is that of the process
+// that was given the limits, or if it is in a user namespace that this uid has made; in
+// a container also if the number is the very one, or that uid is root there.
 //
 // What is given is noted in a file before it is given, for the next daemon.
 package limits

@@ -51,8 +51,9 @@ type Grants struct {
 type entry struct {
 	PID     int32
 	Started string
-	// UID is its real uid.
+	// UID is its real uid, Root whether that is root in its user namespace.
 	UID       uint32
+	Root      bool
 	Container identity.Container
 	// Accounts are whom it is charged to.
 	Accounts []string
@@ -252,12 +253,16 @@ func (g *Grants) entryLocked(p *identity.Process) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
+	bg, err := g.host.Background(p)
+	if err != nil {
+		return nil, err
+	}
 	ticks, err := ticks()
 	if err != nil {
 		return nil, err
 	}
 	return &entry{
-		PID: p.PID(), Started: started, UID: st.UIDs[0], Container: n.Container(),
+		PID: p.PID(), Started: started, UID: st.UIDs[0], Root: st.UIDs[0] == bg.Root, Container: n.Container(),
 		Since: time.Now().Unix(), Ticks: ticks,
 		Old: identity.RLimits{}, Given: identity.RLimits{},
 	}, nil
@@ -291,7 +296,9 @@ func (g *Grants) planLocked(e *entry, now identity.RLimits, want map[int]uint64,
 		// What it has inherited is not its own.
 		if now[unix.RLIMIT_RTTIME].Max == q.Mark && !q.same(e) {
 			maps.Copy(had, q.without(now))
-			if old, ok := q.unbound(now); ok {
+			// Who has lowered its own to the mark of somebody else gets nothing
+			// back that was never its own.
+			if old, ok := q.unbound(now); ok && q.UID == e.UID && q.Container == e.Container {
 				had[unix.RLIMIT_RTTIME] = old
 			}
 		}
@@ -420,19 +427,24 @@ func (e *entry) unbound(ls identity.RLimits) (unix.Rlimit, bool) {
 	return now, true
 }
 
+// Over reports whether a requestor has privilege over the processes of a user of a
+// container that lies around one over which it has, or within, or is that one's own.
+type Over func(uid uint32, c identity.Container) bool
+
 // Revoke takes back what p was given, from it and from all its descendants in its
 // container, and makes their threads SCHED_OTHER at nice 0 but those that hold a
 // grant of their own. Memory that they have locked stays locked. It returns the pids,
 // in the daemon's numbers, of descendants that it could not reach, which are not
 // touched: those that have left the container, or could not be looked at. A descendant
-// stands for a process that has ended. It returns an *api.Error: NotFound if p was
+// stands for a process that has ended, if the requestor has privilege over that one's
+// owner: the number by which it is known anybody can take on. It returns an *api.Error: NotFound if p was
 // given nothing, Unsupported without CAP_SYS_RESOURCE, Busy if the descendants
 // multiply too fast, and then is to be asked again.
-func (g *Grants) Revoke(d privcheck.Decision, p *identity.Process) (unreached []int32, err error) {
+func (g *Grants) Revoke(d privcheck.Decision, p *identity.Process, over Over) (unreached []int32, err error) {
 	if !d.Allowed() {
 		return nil, api.Errorf(api.Denied, "take limits back: not decided")
 	}
-	e, err := g.of(p)
+	e, err := g.of(p, over)
 	if err != nil {
 		return nil, forRequestor(err)
 	}
@@ -457,7 +469,7 @@ func (g *Grants) RevokeAll() (unreached []int32, err error) {
 }
 
 // of finds the entry that p stands for.
-func (g *Grants) of(p *identity.Process) (*entry, error) {
+func (g *Grants) of(p *identity.Process, over Over) (*entry, error) {
 	started, err := p.Started()
 	if err != nil {
 		return nil, err
@@ -476,7 +488,7 @@ func (g *Grants) of(p *identity.Process) (*entry, error) {
 		return e, nil
 	}
 	for _, e := range g.entries {
-		if ls[unix.RLIMIT_RTTIME].Max != e.Mark || !n.Within(e.Container) {
+		if ls[unix.RLIMIT_RTTIME].Max != e.Mark || !n.Within(e.Container) || !over(e.UID, e.Container) {
 			continue
 		}
 		if !e.ended() {

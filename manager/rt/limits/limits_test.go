@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -28,6 +29,9 @@ func TestMain(m *testing.M) { harness.Main(m) }
 
 // allowed is what host root is allowed.
 var allowed = privcheck.Escape(privcheck.Requestor{SameUserNS: true, SamePIDNS: true, SameCgroupNS: true, SysAdmin: true, Capable: true})
+
+// anybody is whom the host's root has privilege over.
+func anybody(uint32, identity.Container) bool { return true }
 
 // audio is what the tests' policy gives: priority 10, nice level -11, 1 MB of locked
 // memory.
@@ -80,7 +84,7 @@ func give(t *testing.T, g *limits.Grants, p *harness.Proc) map[string]string {
 // revoke takes back and expects to reach everybody.
 func revoke(t *testing.T, g *limits.Grants, pid int) {
 	t.Helper()
-	left, err := g.Revoke(allowed, open(t, pid))
+	left, err := g.Revoke(allowed, open(t, pid), anybody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +258,7 @@ func TestKernelGiveAndRevoke(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(state, "limits")); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the note is left: %v", err)
 			}
-			if _, err := g.Revoke(allowed, open(t, p.HostPID)); kind(err) != api.NotFound {
+			if _, err := g.Revoke(allowed, open(t, p.HostPID), anybody); kind(err) != api.NotFound {
 				t.Errorf("revoked twice: %v", err)
 			}
 		})
@@ -431,6 +435,87 @@ func TestKernelRevokeInAUsersContainer(t *testing.T) {
 	}
 }
 
+// beReaper has the process be the parent of descendants whose own has ended.
+var beReaper = harness.Inside("be a subreaper", func(struct{}) (struct{}, error) {
+	return struct{}{}, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+})
+
+// What a setuid program has made of a child of the process is somebody else's on the
+// host, whoever its parent is.
+func TestKernelRevokeSparesOtherUsersChildren(t *testing.T) {
+	harness.Require(t, "root", "userns", "sysresource")
+	g := grants(t, t.TempDir())
+	p := harness.Start(t, harness.Spec{UID: 61000, GID: 61000})
+	run(t, p, beReaper, struct{}{}, nil)
+	give(t, g, p)
+	dir := t.TempDir()
+	if out, err := exec.CommandContext(t.Context(), "/bin/sh", "-c", `cp "$(command -v setpriv)" `+dir+` && chmod 4755 `+dir+`/setpriv && chmod 755 `+filepath.Dir(dir)).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, code := p.Exec(nil, "/bin/sh", "-c", `exec 2>&1 >/dev/null
+		`+dir+`/setpriv --reuid 61001 --clear-groups chrt -f 5 sleep 70061 2>/dev/null &
+		sleep 0.3`); code != 0 {
+		t.Fatalf("%d: %s", code, out)
+	}
+	other := sleepers(t, "70061", 1)[0]
+	handle := open(t, other)
+	defer func() { _ = unix.PidfdSendSignal(handle.PidFD(), unix.SIGKILL, nil, 0) }()
+	st, err := handle.Status()
+	if parent, perr := handle.Parent(); err != nil || perr != nil || parent != int32(p.HostPID) || !slices.Equal(st.UIDs[:3], []uint32{61001, 61001, 61001}) {
+		t.Fatalf("its parent is %d, its uids are %v (%v, %v): it tests nothing", parent, st.UIDs, err, perr)
+	}
+	revoke(t, g, p.HostPID)
+	if policy, _ := policyOf(t, other); policy != unix.SCHED_FIFO || limitsOf(t, other)["rtprio"] != "10 10" {
+		t.Errorf("policy %d, %v", policy, limitsOf(t, other))
+	}
+}
+
+// In a container other users' processes keep what they have by themselves, unless it
+// is the container's root whose limits are taken back: it may have become anybody.
+func TestKernelRevokeSparesOtherUsers(t *testing.T) {
+	harness.Require(t, "root", "userns", "sysresource")
+	c := container(t)
+	for name, spares := range map[*harness.Proc]bool{c: false, c.Spawn(harness.Spec{UID: 1000, GID: 1000}): true} {
+		g := grants(t, t.TempDir())
+		give(t, g, name)
+		other := c.Spawn(harness.Spec{UID: 1001, GID: 1001})
+		for number, v := range map[int]uint64{unix.RLIMIT_RTPRIO: 10, unix.RLIMIT_RTTIME: 150000} {
+			if err := unix.Prlimit(other.HostPID, number, &unix.Rlimit{Cur: v, Max: v}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		run(t, other, beFIFO, 9, nil)
+		revoke(t, g, name.HostPID)
+		policy, _ := policyOf(t, other.HostPID)
+		if l := limitsOf(t, other.HostPID)["rtprio"]; spares != (policy == unix.SCHED_FIFO) || spares != (l == "10 10") {
+			t.Errorf("revoked from uid %d: another user's process has policy %d and rtprio %s; spared should be %t", name.HostUID, policy, l, spares)
+		}
+	}
+}
+
+// Who takes on another's mark gets nothing by it: not the RLIMIT_RTTIME that the other
+// one had before.
+func TestKernelGiveToAnImpostor(t *testing.T) {
+	harness.Require(t, "root", "userns", "sysresource")
+	g := grants(t, t.TempDir())
+	got := give(t, g, harness.Start(t, harness.Spec{UID: 61000, GID: 61000}))
+	mark, err := strconv.ParseUint(got["rttime"], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := harness.Start(t, harness.Spec{UID: 61001, GID: 61001})
+	if err := unix.Prlimit(p.HostPID, unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 200000, Max: 200000}, nil); err != nil {
+		t.Fatal(err)
+	}
+	run(t, p, lower, [2]uint64{unix.RLIMIT_RTTIME, mark}, nil)
+	had := limitsOf(t, p.HostPID)
+	give(t, g, p)
+	revoke(t, g, p.HostPID)
+	if l := limitsOf(t, p.HostPID); !maps.Equal(l, had) {
+		t.Errorf("limits %v, want %v", l, had)
+	}
+}
+
 // A thread with a grant of its own keeps that, and processes with limits of their
 // own keep those, with what descends from them.
 func TestKernelRevokeSparesOtherGrants(t *testing.T) {
@@ -501,7 +586,7 @@ func TestKernelRevokeUnreached(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	left, err := g.Revoke(allowed, open(t, c.HostPID))
+	left, err := g.Revoke(allowed, open(t, c.HostPID), anybody)
 	if err != nil || !slices.Equal(left, []int32{int32(out.HostPID)}) {
 		t.Errorf("not reached: %v, %v, want %d", left, err, out.HostPID)
 	}
@@ -531,7 +616,7 @@ func TestKernelLimitsOfAnEarlierDaemon(t *testing.T) {
 	if list := g.List(); len(list) != 2 {
 		t.Fatalf("list: %+v", list)
 	}
-	if _, err := g.Revoke(allowed, open(t, orphan)); kind(err) != api.NotFound || !strings.Contains(err.Error(), "another one") {
+	if _, err := g.Revoke(allowed, open(t, orphan), anybody); kind(err) != api.NotFound || !strings.Contains(err.Error(), "another one") {
 		t.Errorf("revoked by a descendant: %v", err)
 	}
 	p.Stop()
@@ -638,10 +723,10 @@ func TestKernelGiveRefused(t *testing.T) {
 		}
 	}
 	give(t, g, p)
-	if _, err := g.Revoke(privcheck.Decision{}, open(t, p.HostPID)); kind(err) != api.Denied {
+	if _, err := g.Revoke(privcheck.Decision{}, open(t, p.HostPID), anybody); kind(err) != api.Denied {
 		t.Errorf("revoked, not decided: %v", err)
 	}
-	if _, err := g.Revoke(allowed, ended); kind(err) != api.NotFound {
+	if _, err := g.Revoke(allowed, ended, anybody); kind(err) != api.NotFound {
 		t.Errorf("revoked from one that has ended: %v", err)
 	}
 	if c := abilities(t, p); c != (can{true, true, true}) {

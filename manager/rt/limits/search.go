@@ -240,10 +240,13 @@ func (s *search) descends(c *candidate) (bool, error) {
 		}
 	}
 	child, err := s.child(c)
-	if err != nil || child {
-		return child, err
+	if err == nil && !child {
+		child, err = s.marked(c)
 	}
-	return s.marked(c)
+	if err != nil || !child {
+		return false, err
+	}
+	return s.ofOwner(c)
 }
 
 // child reports whether c is a child of one that was found.
@@ -271,18 +274,29 @@ func (s *search) marked(c *candidate) (bool, error) {
 	if hard > s.Mark || !c.inside && hard != s.Mark {
 		return false, nil
 	}
-	st, err := c.Status()
-	if err != nil {
-		return false, err
-	}
-	uids := st.UIDs[:3]
 	for _, o := range s.others {
-		if hard == o.Mark && slices.Contains(uids, o.UID) {
-			return false, nil
+		if hard != o.Mark {
+			continue
+		}
+		st, err := c.Status()
+		if err != nil || slices.Contains(st.UIDs[:3], o.UID) {
+			return false, err
 		}
 	}
-	if s.Container != (identity.Container{}) || slices.Contains(uids, s.UID) {
+	return true, nil
+}
+
+// ofOwner reports whether c can be of those whom the owner of the process that was given
+// the limits may do this to: it runs as that user, or in a container that the user made.
+// In a container it may also be one that became another user and bears the mark, or
+// anybody, if the owner is root there.
+func (s *search) ofOwner(c *candidate) (bool, error) {
+	if s.Container != (identity.Container{}) && (s.Root || c.limits[unix.RLIMIT_RTTIME].Max == s.Mark) {
 		return true, nil
+	}
+	st, err := c.Status()
+	if err != nil || slices.Contains(st.UIDs[:3], s.UID) {
+		return err == nil, err
 	}
 	makers, err := s.g.host.Makers(c.Process)
 	return slices.Contains(makers, s.UID), err
