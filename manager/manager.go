@@ -264,8 +264,22 @@ type change struct {
 	decision    privcheck.Decision
 }
 
-// begin establishes who asks. The caller must end the call.
-func (m *Manager) begin(op string, rq *api.Request) (_ *call, err error) {
+// begin establishes who asks, and for a requestor beside systemd a scope, where one is
+// needed. The caller must end the call.
+func (m *Manager) begin(op string, rq *api.Request) (*call, error) {
+	c, err := m.beginAnywhere(op, rq)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.establish(); err != nil {
+		c.release()
+		return nil, err
+	}
+	return c, nil
+}
+
+// beginAnywhere is begin, for requests that concern no cgroup.
+func (m *Manager) beginAnywhere(op string, rq *api.Request) (_ *call, err error) {
 	c := &call{m: m, op: op, proxies: -1, scm: rq.For != nil}
 	peer, ok := rq.Peer.(*peer)
 	if !ok {
@@ -293,9 +307,6 @@ func (m *Manager) begin(op string, rq *api.Request) (_ *call, err error) {
 		}
 	}
 	if err := c.nested(); err != nil {
-		return nil, err
-	}
-	if err := c.establish(); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -44,7 +44,7 @@ func (m *Manager) RealtimeRefused(rq *api.Request) error {
 	if !m.rt.Exited() && !m.rt.Refusing() {
 		return nil
 	}
-	c, err := m.begin("RealtimeKit1", rq)
+	c, err := m.beginAnywhere("RealtimeKit1", rq)
 	if err != nil {
 		return nil // the request itself will say so
 	}
@@ -187,12 +187,12 @@ type decided struct{ error }
 
 func (d *decided) Unwrap() error { return d.error }
 
-// beginServed is begin, for requests that are refused where realtime is not served.
+// beginServed is beginAnywhere, for requests that are refused where realtime is not served.
 func (m *Manager) beginServed(op string, rq *api.Request) (*call, error) {
 	if m.rt == nil {
 		return nil, errRealtime
 	}
-	return m.begin(op, rq)
+	return m.beginAnywhere(op, rq)
 }
 
 // beginRealtime is beginServed, for requests that are also refused while the
@@ -444,7 +444,7 @@ func (m *Manager) RealtimeProperties(rq *api.Request) (api.RealtimeProperties, e
 	p := api.RealtimeProperties{
 		RTTimeUSecMax: int64(m.rt.RTTimeMax), MaxRealtimePriority: m.rt.MaxPriority, MinNiceLevel: m.rt.MinNice,
 	}
-	c, err := m.begin("Get", rq)
+	c, err := m.beginAnywhere("Get", rq)
 	if err != nil {
 		return p, err
 	}

@@ -434,6 +434,32 @@ func TestKernelSystemdRefusals(t *testing.T) {
 	})
 }
 
+// Realtime concerns no cgroup: whoever systemd has delegated nothing to asks for it as
+// anybody does, and is given no scope for it.
+func TestKernelSystemdRealtime(t *testing.T) {
+	harness.Require(t, "root", "systemd")
+	file := filepath.Join(harness.PublicDir(t), "realtime.toml")
+	if err := os.WriteFile(file, []byte(anybody), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := harness.StartDaemon(t, "--realtime-policy="+file)
+	service := startUnit(t, d, "User=u1", "MemoryMax=100M")
+	session := loginSession(t, d)
+	for what, u := range map[string]*unit{"service": service, "session": session} {
+		u.must("cgm rt status; cgm rt list")
+		pid := u.launch("sleep 1000")
+		u.must("prlimit --pid " + pid + " --rttime=200000; cgm rt grant --policy rr --priority 5 " + pid)
+		if got := u.must("chrt -p " + pid); !strings.Contains(got, "SCHED_RR") {
+			t.Errorf("%s: %s", what, got)
+		}
+		u.must("cgm rt revoke " + pid)
+		u.must("kill " + pid)
+	}
+	if got := scopesOf(t, filepath.Base(session.path)); len(got) > 0 {
+		t.Errorf("requests for realtime made %v", got)
+	}
+}
+
 func mustAtoi(t *testing.T, s string) int {
 	t.Helper()
 	n, err := strconv.Atoi(s)
