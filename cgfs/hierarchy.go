@@ -157,7 +157,7 @@ func (s *Set) bind(token string, all []attached) error {
 		return nil
 	}
 	if !validToken(token) {
-		return fmt.Errorf("mount: %w %q", ErrName, token)
+		return fmt.Errorf("mount %q: %w: neither a controller in /proc/cgroups nor name=NAME", token, ErrName)
 	}
 	for _, a := range all {
 		if slices.Contains(a.tokens, token) {

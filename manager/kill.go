@@ -358,8 +358,10 @@ func (k *killing) freeze() (thaw func(died bool)) {
 	}
 }
 
+// thaw thaws a cgroup that was frozen, unless it has gone: one that is to be removed
+// when empty goes as soon as its tasks have died.
 func (k *killing) thaw(p *place) {
-	if err := p.dir.Thaw(); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := p.dir.Thaw(); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENOENT) {
 		k.m.log.WithFields(logrus.Fields{"op": k.op, "target": in(k.subject, p.h)}).WithError(err).Error("thawing failed")
 	}
 }

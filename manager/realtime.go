@@ -159,14 +159,18 @@ func (c *call) realtime(subject string, err error) error {
 	reason := ""
 	switch {
 	case is(identity.ErrGone):
-		e.Kind, reason = api.NotFound, "no such thread"
+		e.Kind, reason = api.NotFound, "it does not exist, or is not in your pid namespace"
 	case is(rt.ErrUsers, rt.ErrProcesses, rt.ErrThreads, rt.ErrTotal, rt.ErrBurst, rt.ErrAsking):
 		e.Kind, reason = api.Limit, err.Error()
 	case is(rt.ErrRange):
 		e.Kind, reason = api.Invalid, err.Error()
 	case is(rt.ErrNotAllowed):
 		reason, e.Hint = rt.ErrNotAllowed.Error(), "the host's administrator can add a rule to its realtime.toml"
-	case is(rt.ErrBeyond, rt.ErrExited, rt.ErrChanged, rt.ErrNoLimits):
+	case is(rt.ErrBeyond):
+		reason, e.Hint = err.Error(), "cgm rt status shows the bounds; the host's administrator can add a rule to its realtime.toml"
+	case is(rt.ErrExited):
+		reason, e.Hint = err.Error(), "the host's administrator can start it again: rtkitctl --start, or SIGUSR1 to the daemon"
+	case is(rt.ErrChanged, rt.ErrNoLimits):
 		reason = err.Error()
 	case is(rt.ErrUnwatched):
 		reason = rt.ErrUnwatched.Error()

@@ -493,6 +493,10 @@ func (c *call) content(at *place, file, subject string) (string, error) {
 // kernel does not know it, or its controller was not given to the cgroup.
 func (c *call) noSuchKey(at *place, file, subject string) *api.Error {
 	e := api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name())
+	if at.path == "/" {
+		e.Text = c.op + " " + subject + ": the root of a hierarchy does not have this key (here that of " + at.h.Name() + ")"
+		return e
+	}
 	ctrl := cgfs.ControllerOf(file)
 	if at.h.Version() != cgfs.V2 || !at.h.Has(ctrl) {
 		return e

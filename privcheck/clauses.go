@@ -95,7 +95,7 @@ func access(r Requestor, o Object, want Access) Decision {
 		return granted(3, "1 group", "its mode does not let the group")
 	// One whose group it is by an id that is not mapped is not one of the others.
 	case r.UIDs.Mapped(o.UID) && o.GID != r.GID:
-		return granted(0, "1 others", "you do not own it and are not root in your user namespace")
+		return granted(0, "1 others", "you are neither its owner nor root in your user namespace")
 	}
 	return deny("1 unmapped", "its owner or group is not mapped in your user namespace")
 }
@@ -144,6 +144,11 @@ const flatReason = "a cgroup above it has limits that would not bind it (throttl
 // Create answers clause 3. parent is the deepest directory that exists on the
 // way to the new cgroup; its Target is that directory's path.
 func Create(r Requestor, parent Place) Decision {
+	return create(r, parent).about("the cgroup above it")
+}
+
+// create is Create, for a place that is what the request names.
+func create(r Requestor, parent Place) Decision {
 	if r.UID == NoID || r.GID == NoID {
 		return deny("3 unknown", "who you are is not known")
 	}
@@ -264,10 +269,7 @@ func Move(r Requestor, t Task, dst Place, dstTasks Object, common Place, commonT
 	if common.Own != dst.Own || common.Target != CommonAncestor(t.Cgroup, dst.Target) {
 		return deny("4 unknown", "the common ancestor of the two cgroups is not known")
 	}
-	d = Over(r, common, commonTasks, Write)
-	if !d.allowed {
-		d.reason = "the task would leave a cgroup from which you may not take it: " + d.reason
-	}
+	d = Over(r, common, commonTasks, Write).about("the task would leave a cgroup from which you may not take it")
 	return d.in("4 sideways")
 }
 
@@ -321,7 +323,7 @@ func Chmod(r Requestor, p Place, obj Object, mode uint32) Decision {
 	case r.owns(obj):
 		return allow("5 owner")
 	}
-	return deny("5 owner", "you do not own it and are not root in your user namespace")
+	return deny("5 owner", "you are neither its owner nor root in your user namespace")
 }
 
 // SetValue answers clause 6: may r write value to the kernel's file called
@@ -344,7 +346,7 @@ func SetValue(r Requestor, p Place, name, value string, file Object) Decision {
 			return deny("6 key", "this key is only set at a hierarchy's root")
 		}
 	default:
-		return deny("6 key", "this key cannot be set")
+		return deny("6 key", "this key cannot be set").hinted("docs/KEYS.md lists those that can, and cgm(1) those that mean the same on every host")
 	}
 	// The limits of a container's own cgroup are what its host set for it, even
 	// where the files belong to an id that is mapped inside. The same goes for
@@ -374,7 +376,7 @@ func Remove(r Requestor, parent Place, target string) Decision {
 	if above, ok := parentOf(target); !ok || above != parent.Target {
 		return deny("7 unknown", "where the cgroup lies is not known")
 	}
-	d := Over(r, parent, parent.Dir, Write|Search)
+	d := Over(r, parent, parent.Dir, Write|Search).about("the cgroup above it")
 	// Below a directory with the sticky bit each removes only its own (inode(7)).
 	// Whose the cgroup is is not among the facts: only the directory's owner.
 	if d.allowed && parent.Dir.Mode&modeSticky != 0 && !r.owns(parent.Dir) && !r.rootOver(parent.Dir) {
@@ -417,9 +419,9 @@ func Delegate(r Requestor, p Place) Decision {
 	if p.Target == "/" {
 		return deny("7 root", "a hierarchy's root cannot be delegated")
 	}
-	d := Create(r, p)
+	d := create(r, p)
 	if d.allowed && !r.owns(p.Dir) && !r.rootOver(p.Dir) {
-		return deny("7 owner", "you do not own it and are not root over it in your user namespace")
+		return deny("7 owner", "you are neither its owner nor root over it in your user namespace")
 	}
 	return d.in("7")
 }

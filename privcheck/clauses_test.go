@@ -532,7 +532,9 @@ func TestReason(t *testing.T) {
 	for want, got := range map[string]string{
 		"nothing allows it":     Decision{}.Reason(),
 		"the task is not yours": OverTask(owner, "/a", task("/a", 0)).Reason(),
-		"the task would leave a cgroup from which you may not take it: you do not own it and are not root in your user namespace": jail.Reason(),
+		"the cgroup above it: you are neither its owner nor root in your user namespace":                                          Create(owner, at("/a", "/a", d(0, 0, 0o755))).Reason(),
+		"you are neither its owner nor root in your user namespace":                                                               Delegate(owner, at("/a", "/a/b", d(0, 0, 0o755), d(0, 0, 0o755))).Reason(),
+		"the task would leave a cgroup from which you may not take it: you are neither its owner nor root in your user namespace": jail.Reason(),
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)
@@ -554,6 +556,7 @@ func TestHint(t *testing.T) {
 		{"a user of the host", Escape(owner), ""},
 		{"host root", Escape(hostRoot), ""},
 		{"behind the proxy of the container around", EscapeTo(ctRoot, ctRoot, "/c/r", "/c", task("/c/r", 100000), "/c/x", false), proxy},
+		{"a key that nobody sets", SetValue(hostRoot, at("/", "/a", d(0, 0, 0o755), d(0, 0, 0o755)), "tasks", "1", f(0, 0, 0o644)), "docs/KEYS.md lists those that can, and cgm(1) those that mean the same on every host"},
 		{"above the proxy", EscapeTo(ctRoot, ctRoot, "/c/r", "/c", task("/c/r", 100000), "/", true), ""},
 	} {
 		if got := c.d.Hint(); got != c.want {

@@ -47,6 +47,14 @@ func (d Decision) hinted(hint string) Decision {
 	return d
 }
 
+// about returns d, where it refuses, with a reason that says about what it is.
+func (d Decision) about(what string) Decision {
+	if !d.allowed {
+		d.reason = what + ": " + d.Reason()
+	}
+	return d
+}
+
 // in returns d as what another clause answers because of it.
 func (d Decision) in(clause string) Decision {
 	d.clause = clause + "/" + d.Clause()

@@ -60,8 +60,20 @@ func (e *UnreachableError) Unwrap() []error { return e.Tried }
 
 // Hint says what to do about it.
 func (e *UnreachableError) Hint() string {
+	if errors.Is(e, unix.EACCES) {
+		return "somebody must open the socket, and the directories above it, to you"
+	}
 	return "is cgmanager running? In a container, bind-mount the host's /run/cgmanager; elsewhere set " + AddressVariable
 }
+
+// lateError is context.DeadlineExceeded, said of a daemon.
+type lateError struct{}
+
+func (lateError) Error() string { return "no answer in time" }
+func (lateError) Unwrap() error { return context.DeadlineExceeded }
+
+// Hint says what to do about it.
+func (lateError) Hint() string { return "look whether the daemon is stopped, or very busy" }
 
 // Client is a connection to a daemon. Its methods may be called from several
 // goroutines at once.
@@ -100,6 +112,9 @@ func DialAddress(ctx context.Context, addresses ...string) (*Client, error) {
 			tried = append(tried, fmt.Errorf("%s: %w", address, reason(err)))
 			continue
 		}
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = lateError{}
+		}
 		if err != nil {
 			return nil, fmt.Errorf("log in to cgmanager at %s: %w", address, reason(err))
 		}
@@ -137,6 +152,12 @@ func login(ctx context.Context, conn *dbus.Conn) error {
 	if err != nil {
 		_ = conn.Close()
 	}
+	return err
+}
+
+// CheckAddress returns an error if a is no address for DialAddress.
+func CheckAddress(a string) error {
+	_, err := parseAddress(a)
 	return err
 }
 

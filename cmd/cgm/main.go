@@ -10,9 +10,12 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"cgmanager/api/client"
 	"cgmanager/cmd/version"
@@ -68,13 +71,7 @@ func report(w io.Writer, err error) int {
 		prefix = "" // scripts compare the original's text
 	}
 	fmt.Fprintln(w, prefix+escape(err.Error()))
-	var hinted interface {
-		error
-		Hint() string
-	}
-	if errors.As(err, &hinted) && hinted.Hint() != "" {
-		fmt.Fprintln(w, "hint: "+escape(hinted.Hint()))
-	}
+	printHint(w, err)
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitUsage
 	}
@@ -84,10 +81,34 @@ func report(w io.Writer, err error) int {
 	return exitFailure
 }
 
+// printHint prints what to do about err, if that is known.
+func printHint(w io.Writer, err error) {
+	var hinted interface {
+		error
+		Hint() string
+	}
+	if errors.As(err, &hinted) && hinted.Hint() != "" {
+		fmt.Fprintln(w, "hint: "+escape(hinted.Hint()))
+	}
+}
+
 // options are the flags that every command has.
 type options struct {
 	address string
 	timeout time.Duration
+}
+
+// check finds misuse of them.
+func (o *options) check(cmd *cobra.Command) error {
+	if o.timeout <= 0 {
+		return &usageError{cmd, fmt.Errorf("--timeout %v: must be more than 0", o.timeout)}
+	}
+	if o.address != "" {
+		if err := client.CheckAddress(o.address); err != nil {
+			return &usageError{cmd, fmt.Errorf("--address: %w", err)}
+		}
+	}
+	return nil
 }
 
 // dial connects to the daemon. The context it returns is that of the request:
@@ -127,18 +148,58 @@ in a container.`,
 			return &usageError{cmd, fmt.Errorf("unknown command %q", args[0])}
 		},
 		// A name that is no command comes to RunE as an argument.
-		Args: cobra.ArbitraryArgs,
+		Args:              cobra.ArbitraryArgs,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return o.check(cmd) },
 	}
+	root.SetVersionTemplate("cgm {{.Version}}\n")
 	root.PersistentFlags().StringVar(&o.address, "address", "", "D-Bus `address` of the daemon, or the path of its socket")
-	root.PersistentFlags().DurationVar(&o.timeout, "timeout", client.DefaultTimeout, "how `long` to wait for the daemon")
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd, err} })
+	root.PersistentFlags().DurationVar(&o.timeout, "timeout", client.DefaultTimeout, "how `long` to wait for the daemon, such as 500ms or 1m")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd, flagError(err)} })
 	root.AddGroup(
 		&cobra.Group{ID: groupCgroups, Title: "Commands:"},
 		&cobra.Group{ID: groupOriginal, Title: "Commands of the original cgm, which name a controller:"},
 	)
 	root.AddCommand(o.cgroupCommands()...)
 	root.AddCommand(o.originalCommands()...)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if name := cmd.Name(); name == "help" || name == "completion" {
+			strict(cmd)
+		}
+	}
 	return root
+}
+
+// strict has one of the library's commands take a word that it does not know for a
+// misuse, not for a wish to see the help.
+func strict(cmd *cobra.Command) {
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.Run = nil
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		about := cmd
+		if cmd.Name() == "help" {
+			found, rest, err := cmd.Root().Find(args)
+			if err != nil {
+				rest = args
+			}
+			about, args = found, rest
+		}
+		if len(args) > 0 {
+			return &usageError{cmd, fmt.Errorf("unknown command %q", args[0])}
+		}
+		return about.Help()
+	}
+}
+
+// flagError is the library's error about a flag, without the name of a Go function.
+func flagError(err error) error {
+	invalid, ok := errors.AsType[*pflag.InvalidValueError](err)
+	number, isNumber := errors.AsType[*strconv.NumError](err)
+	if !ok || !isNumber {
+		return err
+	}
+	return errors.New(strings.Replace(invalid.Error(), number.Error(), number.Err.Error(), 1))
 }
 
 // The groups of commands in the help.

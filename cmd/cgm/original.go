@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,7 +82,7 @@ var verbs = []verb{
 	},
 	{
 		use: "chown CONTROLLER CGROUP UID GID", short: "Give a cgroup away", args: 4, function: "chown_sync",
-		check: func(args []string) error { return errors.Join(isID(args[2]), isID(args[3])) },
+		check: func(args []string) error { return cmp.Or(isID(args[2]), isID(args[3])) },
 		run: func(ctx context.Context, r *request) error {
 			return r.c.Chown0(ctx, r.args[0], r.args[1], id(r.args[2]), id(r.args[3]))
 		},
@@ -316,7 +317,7 @@ func pid(s string) int32 {
 // isID accepts a uid_t or gid_t, and -1 for "leave as it is".
 func isID(s string) error {
 	if n, err := strconv.ParseInt(s, 10, 64); err != nil || n < -1 || n > math.MaxUint32 {
-		return fmt.Errorf("%q is not a numeric id", s)
+		return fmt.Errorf("%q is not a number of a user or group", s)
 	}
 	return nil
 }

@@ -73,6 +73,9 @@ func TestKernelReadme(t *testing.T) {
 			}
 		}
 	}
+	if log := daemon.Log(); strings.Contains(log, "level=error") {
+		t.Errorf("the daemon's log has errors:\n%s", log)
+	}
 	for _, name := range []string{"demo", "batch", "alice/job", "alice/ci"} {
 		if err := waitGone(tree.Path("box/" + name)); err != nil {
 			t.Error(err)

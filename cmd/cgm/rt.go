@@ -340,16 +340,22 @@ func limitRTTime(ctx context.Context, c *client.Client, usec int64) error {
 	if err := unix.Getrlimit(unix.RLIMIT_RTTIME, &now); err != nil {
 		return os.NewSyscallError("getrlimit RLIMIT_RTTIME", err)
 	}
+	p, err := c.RealtimeProperties(ctx)
+	if err != nil {
+		return err
+	}
 	limit := uint64(usec)
-	if usec == 0 {
-		p, err := c.RealtimeProperties(ctx)
-		if err != nil {
-			return err
-		}
+	switch {
+	case usec == 0:
 		limit = min(uint64(p.RTTimeUSecMax), now.Max)
+	case usec > p.RTTimeUSecMax:
+		return &advisedError{
+			fmt.Errorf("--rttime %d: the daemon takes a hard RLIMIT_RTTIME of %d at most", usec, p.RTTimeUSecMax),
+			"leave --rttime out to have that",
+		}
 	}
 	// SIGXCPU, which says what happened, comes before SIGKILL.
-	err := unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: limit / 5 * 4, Max: limit})
+	err = unix.Setrlimit(unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: limit / 5 * 4, Max: limit})
 	if errors.Is(err, unix.EPERM) {
 		return &advisedError{
 			fmt.Errorf("--rttime %d: the hard RLIMIT_RTTIME is %d already, and only lowered", limit, now.Max),
@@ -463,10 +469,15 @@ host that has it, whoever gave it, but from root's. That is for the host's root 
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.with(cmd.Context(), func(ctx context.Context, c *client.Client) error {
+				reset := c.ResetKnown
 				if all {
-					return c.ResetAll(ctx)
+					reset = c.ResetAll
 				}
-				return c.ResetKnown(ctx)
+				err := reset(ctx)
+				if client.IsDenied(err) { // told as rtkit does: without a word of why
+					err = &advisedError{fmt.Errorf("reset: %w", err), "it is for the host's root alone; cgm rt revoke takes back one's own"}
+				}
+				return err
 			})
 		},
 	}

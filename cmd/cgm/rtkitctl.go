@@ -17,7 +17,9 @@ import (
 // for administrators who know that.
 const rtkitctlName = "rtkitctl"
 
-const rtkitctlHelp = `rtkitctl OPERATION
+const rtkitctlHelp = `rtkitctl takes back realtime, and ends or starts the realtime service.
+
+Usage: rtkitctl OPERATION
 
       --reset-known  take back every grant of realtime and high priority
       --reset-all    take realtime from every thread of the host but root's
@@ -72,6 +74,7 @@ func rtkitctl(ctx context.Context, args []string, stdout, stderr io.Writer) int 
 	defer cancel()
 	if err := send(ctx); err != nil {
 		fmt.Fprintf(stderr, "Failed to send %s request: %s\n", request, escape(err.Error()))
+		printHint(stderr, err)
 		return exitFailure
 	}
 	return exitOK

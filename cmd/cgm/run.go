@@ -134,8 +134,8 @@ type advisedError struct {
 func (e *advisedError) Hint() string  { return e.hint }
 func (e *advisedError) Unwrap() error { return e.error }
 
-// advise tells who has a part of some hierarchies only, and named none, how to
-// name them, unless the daemon knows better.
+// advise tells who has no part of the tree, or of some hierarchies only, and named
+// none, what to do, unless the daemon knows better.
 func advise(err error, controllers []string) error {
 	if len(controllers) > 0 || !client.IsDenied(err) {
 		return err
@@ -143,7 +143,7 @@ func advise(err error, controllers []string) error {
 	if e, ok := errors.AsType[*client.Error](err); ok && e.Hint() != "" {
 		return err
 	}
-	return &advisedError{err, "name the controllers whose cgroups were given to you with --controller"}
+	return &advisedError{err, "have root give you a cgroup (cgm create, chown, movepid); if it is one of some controllers only, name those with --controller"}
 }
 
 // creations are the cgroups that run or delegate has made, outermost first, each

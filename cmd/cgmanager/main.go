@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/pflag"
@@ -31,7 +32,7 @@ func main() {
 // options are the command line's.
 type options struct {
 	mount, skip []string
-	maxDepth    int
+	maxDepth    int64
 	daemon      bool
 	sigstop     bool
 	listen      []string
@@ -48,64 +49,81 @@ type options struct {
 	grants      *rt.Config // what those mean
 }
 
-func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
-	var o options
+// parse returns also what --help prints.
+func parse(args []string, stderr io.Writer) (o options, usage string, err error) {
+	own, realtime := pflag.NewFlagSet("own", pflag.ContinueOnError), pflag.NewFlagSet("realtime", pflag.ContinueOnError)
+	o.add(own)
+	o.realtime.add(realtime)
+	usage = "Flags:\n" + service.FlagUsages(own) + "\nRealtime flags, which have rtkit's names and defaults:\n" + service.FlagUsages(realtime)
 	f := pflag.NewFlagSet("cgmanager", pflag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.Usage = func() {}
+	f.AddFlagSet(own)
+	f.AddFlagSet(realtime)
+	if err := f.Parse(args); err != nil {
+		return o, usage, err
+	}
+	return o, usage, o.check(f.Args())
+}
+
+func (o *options) add(f *pflag.FlagSet) {
 	f.StringSliceVarP(&o.mount, "mount", "m", nil, "bind these `controllers`, or name=X, to a new v1 hierarchy if they have none")
 	f.StringSliceVarP(&o.skip, "skip", "M", nil, "leave the hierarchies of these `controllers` alone")
-	f.IntVar(&o.maxDepth, "max-depth", manager.DefaultMaxDepth, "how deep below a hierarchy's root a cgroup may be created")
+	o.maxDepth = manager.DefaultMaxDepth
+	f.Var(number{&o.maxDepth, 1, many}, "max-depth", "how deep below a hierarchy's root a cgroup may be created")
 	f.BoolVar(&o.daemon, "daemon", false, "go to the background once the sockets are served")
 	f.BoolVar(&o.sigstop, "sigstop", false, "raise SIGSTOP once the sockets are served")
-	f.Bool("allow-autoremove-premounted", false, "accepted for old command lines: RemoveOnEmpty works everywhere")
-	f.Bool("autoremove-premounted-set-release-agent", false, "accepted for old command lines: no release agent is needed")
 	f.StringArrayVar(&o.listen, "listen", nil, "serve this `address` (unix:path=PATH) instead of the usual ones; repeatable")
 	f.StringVar(&o.stateDir, "state-dir", "/run/cgmanager.private", "private `directory` of the daemon")
 	f.BoolVar(&o.replace, "replace", false, "take the place of the daemon that runs, if there is one: it hands over its sockets and ends")
-	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
-	f.BoolVar(&o.mountOnly, "mount-sockets", false, "show /run/cgmanager at the addresses below /sys/fs/cgroup and end, for a service manager that holds the socket")
-	f.BoolVar(&o.unmountOnly, "unmount-sockets", false, "take that back and end")
 	f.BoolVar(&o.systemBus, "system-bus", false, "own org.freedesktop.RealtimeKit1 on the system's D-Bus: clients of rtkit ask there")
-	f.BoolVar(&o.activate, "activate", false, "for that bus: have the daemon that runs own the name again, and end, or else be that daemon")
-	o.realtime.add(f)
+	f.BoolVar(&o.activate, "activate", false, "have the daemon that runs own that name again, and end; where none runs, be that daemon")
+	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug: the lowest `level` that is logged")
+	f.BoolVar(&o.mountOnly, "mount-sockets", false, "show /run/cgmanager at the addresses below /sys/fs/cgroup, and end: for a service manager that holds the socket")
+	f.BoolVar(&o.unmountOnly, "unmount-sockets", false, "take back what --mount-sockets has done, and end")
+	for _, name := range []string{"allow-autoremove-premounted", "autoremove-premounted-set-release-agent"} {
+		f.Bool(name, false, "accepted for the original's sake: RemoveOnEmpty works everywhere")
+	}
 	f.BoolVar(&o.version, "version", false, "print the version")
 	f.BoolVarP(&o.help, "help", "h", false, "print this help")
-	if err := f.Parse(args); err != nil {
-		return o, f, err
-	}
-	if f.NArg() > 0 {
-		return o, f, fmt.Errorf("unexpected argument: %q", f.Arg(0))
-	}
-	if o.maxDepth < 1 {
-		return o, f, fmt.Errorf("--max-depth %d: must be at least 1", o.maxDepth)
+}
+
+// check finds misuse, and makes of the options for realtime what they mean.
+func (o *options) check(args []string) (err error) {
+	if len(args) > 0 {
+		return fmt.Errorf("unexpected argument: %q", args[0])
 	}
 	if _, err := logrus.ParseLevel(o.logLevel); err != nil {
-		return o, f, fmt.Errorf("--log-level %q: error, warning, info or debug", o.logLevel)
+		return fmt.Errorf("--log-level %q: error, warning, info or debug", o.logLevel)
 	}
 	if o.mountOnly && o.unmountOnly {
-		return o, f, errors.New("--mount-sockets and --unmount-sockets: one of the two")
+		return errors.New("--mount-sockets and --unmount-sockets: one of the two")
 	}
-	var err error
+	// In the background they would be others: a daemon's directory is /.
+	for _, file := range []struct{ flag, path string }{{"--state-dir", o.stateDir}, {"--realtime-policy", o.realtime.policy}} {
+		if !filepath.IsAbs(file.path) {
+			return fmt.Errorf("%s %q: must be an absolute path", file.flag, file.path)
+		}
+	}
 	if o.grants, err = o.realtime.config(o.stateDir); err != nil {
-		return o, f, err
+		return err
 	}
 	for _, a := range o.listen {
 		if _, err := service.SocketPath(a); err != nil {
-			return o, f, fmt.Errorf("--listen: %w", err)
+			return fmt.Errorf("--listen: %w", err)
 		}
 	}
-	return o, f, nil
+	return nil
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	o, flags, err := parse(args, stderr)
+	o, usage, err := parse(args, stderr)
 	if err != nil {
 		fmt.Fprintf(stderr, "cgmanager: %v\nhint: cgmanager --help lists the flags\n", err)
 		return service.ExitUsage
 	}
 	if o.help {
-		fmt.Fprintf(stdout, "cgmanager parcels out cgroups to processes on the host and in containers.\n\nUsage: cgmanager [flags]\n\n%s", flags.FlagUsages())
+		fmt.Fprintf(stdout, "cgmanager parcels out cgroups to processes on the host and in containers.\n\nUsage: cgmanager [flags]\n\n%s", usage)
 		return service.ExitOK
 	}
 	if o.version {

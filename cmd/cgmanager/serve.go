@@ -146,7 +146,7 @@ func (d *daemon) serve(before *server.Predecessor, first bool) (*server.Successo
 	fail := func(err error) (*server.Successor, error) {
 		return nil, errors.Join(err, control.Close(), d.sockets.close())
 	}
-	m, err := manager.New(manager.Config{Hierarchies: d.set, MaxDepth: d.maxDepth, Hold: startHolder, Realtime: d.grants, Log: d.log})
+	m, err := manager.New(manager.Config{Hierarchies: d.set, MaxDepth: int(d.maxDepth), Hold: startHolder, Realtime: d.grants, Log: d.log})
 	if err != nil {
 		return fail(err)
 	}

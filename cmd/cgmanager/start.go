@@ -237,6 +237,9 @@ func hint(err error) string {
 	if errors.Is(err, server.ErrInUse) {
 		return " (hint: end the other daemon first; one serves the whole host)"
 	}
+	if errors.Is(err, unix.ENOENT) {
+		return " (hint: make the directory of the socket; root alone should be able to write to it)"
+	}
 	return ""
 }
 

@@ -45,12 +45,12 @@ func parse(args []string, stderr io.Writer) (options, *pflag.FlagSet, error) {
 	f.Usage = func() {}
 	f.StringVar(&o.lower, "lower", "", "`address` (unix:path=PATH) of the daemon to ask, instead of the bind-mounted one")
 	f.StringArrayVar(&o.listen, "listen", nil, "serve this `address` (unix:path=PATH) instead of the usual ones, and move no mount; repeatable")
-	f.DurationVar(&o.wait, "wait", proxy.DefaultWait, "how long requests wait for the daemon below to come back")
+	f.DurationVar(&o.wait, "wait", proxy.DefaultWait, "how long requests wait for the daemon below to come back: 0 to 1m")
 	f.BoolVar(&o.daemon, "daemon", false, "go to the background once the sockets are served")
 	f.StringVar(&o.pidFile, "pidfile", "", "write the process's number to this `file` once the sockets are served")
 	f.BoolVar(&o.sigstop, "sigstop", false, "raise SIGSTOP once the sockets are served")
 	f.BoolVar(&o.debug, "debug", false, "the same as --log-level debug")
-	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug")
+	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug: the lowest `level` that is logged")
 	f.BoolVar(&o.bus, "system-bus", false, "own org.freedesktop.RealtimeKit1 on the container's own system D-Bus: clients of rtkit ask there")
 	f.BoolVar(&o.version, "version", false, "print the version")
 	f.BoolVarP(&o.help, "help", "h", false, "print this help")
@@ -99,7 +99,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return service.ExitUsage
 	}
 	if o.help {
-		fmt.Fprintf(stdout, "cgproxy serves cgmanager's requests inside a container, by asking the daemon outside.\n\nUsage: cgproxy [flags]\n\n%s", flags.FlagUsages())
+		fmt.Fprintf(stdout, "cgproxy serves cgmanager's requests inside a container, by asking the daemon outside.\n\nUsage: cgproxy [flags]\n\nFlags:\n%s", service.FlagUsages(flags))
 		return service.ExitOK
 	}
 	if o.version {

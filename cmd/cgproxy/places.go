@@ -297,6 +297,8 @@ func listenAt(paths []string, usual bool, log *logrus.Logger) (ls []*server.List
 			log.WithError(err).Warnf("not served at %s (hint: clients find the other sockets)", path)
 		case errors.Is(err, server.ErrInUse):
 			return ls, fmt.Errorf("%w (hint: a proxy or a daemon serves there already; end it first)", err)
+		case errors.Is(err, unix.ENOENT):
+			return ls, fmt.Errorf("%w (hint: make the directory of the socket; root alone should be able to write to it)", err)
 		default:
 			return ls, err
 		}

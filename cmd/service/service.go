@@ -20,6 +20,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/sirupsen/logrus"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"cgmanager/api/server"
@@ -48,6 +49,16 @@ const (
 
 // Version is the program's.
 func Version() string { return version.String() }
+
+// FlagUsages describes the flags as --help does, in the order in which they were
+// added: what belongs together stands together.
+func FlagUsages(f *pflag.FlagSet) string {
+	f.SortFlags = false
+	return f.FlagUsagesWrapped(helpWidth)
+}
+
+// helpWidth is that of a wide terminal, in columns.
+const helpWidth = 120
 
 // newLog returns a log that writes to stderr. The level is one that
 // logrus.ParseLevel knows.

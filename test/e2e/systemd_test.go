@@ -377,7 +377,7 @@ func TestKernelSystemdRefusals(t *testing.T) {
 		s := startUnit(t, d, "User=u1", "MemoryMax=100M", "Delegate=yes")
 		if !harness.Find(t, "memory").V2 {
 			// systemd gives nothing of v1 away but to root.
-			s.refused("cgm run x -c memory -- true", "do not own")
+			s.refused("cgm run x -c memory -- true", "neither its owner")
 			return
 		}
 		pid := s.launch("cgm run x -c memory --set memory.limit=32M -- sleep 1000")
