@@ -203,6 +203,9 @@ func (r *rootless) judge(t *testing.T) {
 	// Before: it is refused, or, by crun on the host, run without limits.
 	free := r.bundle(t, "")
 	out, code := r.sh(t, r.run(free, "free", ""))
+	if code != 0 && !strings.Contains(out, "cgroup") && !strings.Contains(out, "memory.max") {
+		t.Errorf("without a delegation it does not run for another reason: %d, %s", code, out)
+	}
 	if code == 0 {
 		if out, code := r.sh(t, r.do("exec", "free", beyond)); code != 0 {
 			t.Errorf("without a delegation there is a limit: %d, %s", code, out)
