@@ -623,7 +623,7 @@ func TestKernelFreeze(t *testing.T) {
 		if p.dir.CanFreeze() != able {
 			t.Fatalf("CanFreeze is %v", !able)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), cgtest.Patience(5*time.Second))
 		defer cancel()
 		if !able {
 			wantErr(t, "freeze", p.dir.Freeze(ctx), ErrUnsupported)
