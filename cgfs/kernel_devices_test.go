@@ -764,7 +764,7 @@ func TestKernelDeviceRulesHalfway(t *testing.T) {
 func TestKernelDeviceRulesLeaf(t *testing.T) {
 	tr := newDeviceTree2(t)
 	tr.mkdir("c")
-	leaf, err := tr.dirs["c"].MakeLeaf()
+	leaf, err := tr.dirs["c"].makeLeaf()
 	check(t, err)
 	defer leaf.Close()
 	p := newProber(t)

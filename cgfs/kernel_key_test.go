@@ -174,7 +174,7 @@ func TestKernelKeys(t *testing.T) {
 			t.Errorf("%s set to %q reads %q, %v; want %q", key, value, got, err, want)
 		}
 	}
-	for _, k := range Keys() {
+	for _, k := range abstractKeys {
 		_, _, err := e.s.KeyHierarchy(k)
 		switch {
 		case errors.Is(err, ErrUnsupported):
@@ -288,7 +288,7 @@ func TestKernelFileKeys(t *testing.T) {
 	// Not every kernel has them: schedulers, swap accounting, newer files.
 	maybe := []string{"blkio.weight", "blkio.bfq.", "io.weight", "io.bfq.weight", "memory.memsw.", "memory.swap.", "memory.peak", "memory.max_usage_in_bytes", "memory.kmem.", "burst", "freezer.", "cgroup."}
 	read := 0
-	for _, k := range FileKeys() {
+	for _, k := range fileKeys {
 		h, _, err := e.s.KeyHierarchy(k)
 		if err != nil || !k.Translated(h) {
 			continue

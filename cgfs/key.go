@@ -78,13 +78,6 @@ func (k *Key) IsFile() bool { return k.file != 0 }
 // else than the control file of its name.
 func (k *Key) Translated(h *Hierarchy) bool { return k.file != h.version }
 
-// Keys returns the abstract keys in the order of docs/KEYS.md. The slice is
-// not to be changed.
-func Keys() []*Key { return abstractKeys }
-
-// FileKeys returns the keys that are control files' own names, as Keys does.
-func FileKeys() []*Key { return fileKeys }
-
 var byName = func() map[string]*Key {
 	m := make(map[string]*Key)
 	for _, k := range abstractKeys {

@@ -429,7 +429,7 @@ func TestKeyRefused(t *testing.T) {
 }
 
 func TestKeyTable(t *testing.T) {
-	for _, k := range slices.Concat(Keys(), FileKeys()) {
+	for _, k := range slices.Concat(abstractKeys, fileKeys) {
 		found, ok := FindKey(k.Name)
 		if k.IsFile() {
 			found, ok = FindFile(k.Name, k.file)
@@ -447,7 +447,7 @@ func TestKeyTable(t *testing.T) {
 			if b == nil {
 				continue
 			}
-			if k.ReadOnly != (b.set == nil) && slices.Contains(Keys(), k) {
+			if k.ReadOnly != (b.set == nil) && slices.Contains(abstractKeys, k) {
 				t.Errorf("%s: ReadOnly is %v", k.Name, k.ReadOnly)
 			}
 			if b.get == nil {
@@ -547,7 +547,7 @@ func TestWeights(t *testing.T) {
 // FuzzKeyValue: whatever the value, nothing but single lines reaches the
 // kernel, in files of the key's own, and what is accepted reads back.
 func FuzzKeyValue(f *testing.F) {
-	for _, k := range slices.Concat(Keys(), FileKeys()) {
+	for _, k := range slices.Concat(abstractKeys, fileKeys) {
 		for _, v := range []string{"max", "1G", "50", "0-3", "c 1:3 rwm,a", "8:0 100", "2MB=1M", "frozen", "eth0 5", "0x1", "-1", "a\nb", "1\x00", "5000 10000"} {
 			f.Add(k.Name, v)
 		}

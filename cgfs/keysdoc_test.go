@@ -39,7 +39,7 @@ func TestKeysDoc(t *testing.T) {
 func keyTables() string {
 	var b strings.Builder
 	b.WriteString("\n## Abstract keys\n\n| key | value | v1 | v2 | documented in |\n|---|---|---|---|---|\n")
-	for _, k := range Keys() {
+	for _, k := range abstractKeys {
 		name := "`" + k.Name + "`"
 		if k.ReadOnly {
 			name += " (read only)"
@@ -47,7 +47,7 @@ func keyTables() string {
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", name, k.doc, k.v1.cell(), k.v2.cell(), k.source)
 	}
 	b.WriteString("\n## Control files that are translated\n\n| file of | name | on the other | conversion | source |\n|---|---|---|---|---|\n")
-	files := slices.Clone(FileKeys())
+	files := slices.Clone(fileKeys)
 	for _, file := range []string{"limit_in_bytes", "usage_in_bytes", "max_usage_in_bytes", "failcnt", "rsvd.limit_in_bytes", "rsvd.usage_in_bytes", "max", "current", "events", "events.local", "rsvd.max", "rsvd.current"} {
 		k, ok := FindKey("hugetlb.1KB." + file)
 		if !ok {

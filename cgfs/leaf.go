@@ -80,10 +80,10 @@ func (h *Hierarchy) Visible(path string) string {
 	return above
 }
 
-// MakeLeaf opens d's hidden leaf, and makes it where there is none. Whoever may
+// makeLeaf opens d's hidden leaf, and makes it where there is none. Whoever may
 // put tasks into d may put them into the leaf, and whoever may freeze or limit d
 // may do the same to the leaf: its files belong to the owners of d's.
-func (d *Dir) MakeLeaf() (*Dir, error) {
+func (d *Dir) makeLeaf() (*Dir, error) {
 	leaf, err := d.Leaf()
 	if !errors.Is(err, fs.ErrNotExist) {
 		return leaf, err
@@ -292,7 +292,7 @@ func (d *Dir) unthread() ([]string, error) {
 	if len(given) == 0 || !slices.Equal(kind, []string{"domain", "threaded"}) {
 		return nil, busy
 	}
-	leaf, err := d.MakeLeaf()
+	leaf, err := d.makeLeaf()
 	if err != nil {
 		return nil, err
 	}
@@ -429,7 +429,7 @@ const (
 // child is born where its parent is, so the processes in d can only be children
 // of those that are.
 func (d *Dir) divide(enable func() error) (failed error) {
-	leaf, err := d.MakeLeaf()
+	leaf, err := d.makeLeaf()
 	if err != nil {
 		return err
 	}
@@ -490,7 +490,7 @@ func (d *Dir) Enter(f *File, id int32) error {
 			return err
 		}
 	}
-	leaf, err := d.MakeLeaf()
+	leaf, err := d.makeLeaf()
 	if err != nil {
 		return err
 	}

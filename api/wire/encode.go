@@ -108,9 +108,6 @@ func (e *Encoder) End() ([]byte, error) {
 	return e.buf, nil
 }
 
-// Len returns the length of the message so far, in bytes.
-func (e *Encoder) Len() int { return len(e.buf) - e.start }
-
 func (e *Encoder) pad(n int) {
 	for (len(e.buf)-e.start)%n != 0 {
 		e.buf = append(e.buf, 0)

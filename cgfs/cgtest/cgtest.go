@@ -172,20 +172,6 @@ var started = func() (all []struct{ controllers, path string }) {
 	return all
 }()
 
-// Enable makes v2 controllers available to the children of dir, as far as they
-// are v2's. They stay so: somebody else may have begun to use them.
-func Enable(t testing.TB, dir string, controllers ...string) {
-	t.Helper()
-	for _, c := range controllers {
-		if !OnV2(t, c) || core(c) {
-			continue
-		}
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+onV2(c)), 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 // mountPoint finds the mount of a controller, and says whether it is cgroup2.
 func mountPoint(controller string) (point string, v2 bool, err error) {
 	points, err := mountPoints(func(fstype string, options []string) bool {
