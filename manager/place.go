@@ -254,7 +254,7 @@ func (c *call) hierarchies(names []string) ([]*cgfs.Hierarchy, error) {
 		if !ok {
 			kind, text := classify(c.m.set.Missing(n))
 			return nil, api.Errorf(kind, "%s: %s", c.op, text).
-				WithHint("ListControllers names those that this host has")
+				WithHint("ListControllers (cgm listcontrollers) names those that this host has")
 		}
 		want[h] = true
 	}

@@ -161,6 +161,19 @@ func (o *options) completeName(cmd *cobra.Command, args []string, word string) (
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
+// completeNameAndCommand is completeName, for a command that executes another.
+func (o *options) completeNameAndCommand(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return completeCommand(cmd, args, word)
+	}
+	return o.completeName(cmd, args, word)
+}
+
+// completeCommand leaves it to the shell to complete a command and its arguments.
+func completeCommand(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveDefault
+}
+
 // join returns the name of a cgroup's child.
 func join(parent, child string) string {
 	if parent == "" {

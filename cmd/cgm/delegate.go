@@ -48,7 +48,7 @@ The exit status is as for run.`,
 			}
 			return nil
 		}),
-		ValidArgsFunction: o.completeName,
+		ValidArgsFunction: o.completeNameAndCommand,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			values, err := parseSettings(sets)
 			if err != nil {

@@ -151,9 +151,11 @@ in a container.`,
 		Args:              cobra.ArbitraryArgs,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return o.check(cmd) },
 	}
+	// No argument is a file, unless a command says so.
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetVersionTemplate("cgm {{.Version}}\n")
-	root.PersistentFlags().StringVar(&o.address, "address", "", "D-Bus `address` of the daemon, or the path of its socket")
-	root.PersistentFlags().DurationVar(&o.timeout, "timeout", client.DefaultTimeout, "how `long` to wait for the daemon, such as 500ms or 1m")
+	root.PersistentFlags().StringVar(&o.address, "address", "", "D-Bus `ADDRESS` of the daemon, or the path of its socket")
+	root.PersistentFlags().DurationVar(&o.timeout, "timeout", client.DefaultTimeout, "wait this `DURATION` for the daemon, such as 500ms or 1m")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd, flagError(err)} })
 	root.AddGroup(
 		&cobra.Group{ID: groupCgroups, Title: "Commands:"},

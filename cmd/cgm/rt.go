@@ -153,7 +153,7 @@ type wish struct {
 const defaultPriority = 10
 
 func (w *wish) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&w.policy, "policy", "rr", "scheduling `policy`: rr or fifo")
+	cmd.Flags().StringVar(&w.policy, "policy", "rr", "scheduling `POLICY`: rr or fifo")
 	// The error is that there is no such flag.
 	_ = cmd.RegisterFlagCompletionFunc("policy", cobra.FixedCompletions([]string{"rr", "fifo"}, cobra.ShellCompDirectiveNoFileComp))
 	cmd.Flags().Int32VarP(&w.priority, "priority", "p", defaultPriority, "realtime at priority `N`, 1 to 99")
@@ -188,7 +188,6 @@ status shows: the kernel then kills it if it hangs. Programs that use rtkit set 
 themselves; for others there are rt run and prlimit(1).`,
 		Example:               "  cgm rt grant --priority 15 4711 4712",
 		Args:                  positional(between(1, math.MaxInt)),
-		ValidArgsFunction:     cobra.NoFileCompletions,
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			policy, level, err := w.words(cmd)
@@ -294,6 +293,7 @@ SIGKILL.
 
 The exit status is as for cgm run.`,
 		Example:               "  cgm rt run --priority 15 -- jackd -R -d dummy\n  cgm rt run --nice -10 -- make",
+		ValidArgsFunction:     completeCommand,
 		DisableFlagsInUseLine: true,
 		Args: positional(func(cmd *cobra.Command, args []string) error {
 			if dash := cmd.ArgsLenAtDash(); len(args) == 0 || dash > 0 {
@@ -329,7 +329,6 @@ The exit status is as for cgm run.`,
 	}
 	w.flags(cmd)
 	cmd.Flags().Int64Var(&rttime, "rttime", 0, "set RLIMIT_RTTIME to `USEC` microseconds; what the daemon allows at most if not given")
-	cmd.Flags().Lookup("rttime").DefValue = ""
 	return cmd
 }
 
@@ -380,7 +379,6 @@ container, whose threads are scheduled like all others again. Those that could n
 reached, because they have gone from their parents, are printed, and the exit status is 1.`,
 		Example:               "  cgm rt limits $$\n  cgm rt limits --revoke 4711",
 		Args:                  positional(between(1, 1)),
-		ValidArgsFunction:     cobra.NoFileCompletions,
 		DisableFlagsInUseLine: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			pid, err := parseTask(args[0], "process")

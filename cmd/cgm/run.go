@@ -55,6 +55,7 @@ not found, 1 if the daemon refused, 2 for a misuse.`,
 			return nil
 		}),
 		DisableFlagsInUseLine: true,
+		ValidArgsFunction:     o.completeNameAndCommand,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			values, err := parseSettings(sets)
 			if err != nil {

@@ -66,8 +66,8 @@ is a value that the cgroup does not have.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().IntVarP(&depth, "depth", "d", math.MaxInt, "how many `levels` to go down")
-	cmd.Flags().Lookup("depth").DefValue = ""
+	cmd.Flags().IntVarP(&depth, "depth", "d", math.MaxInt, "go down `N` levels; all that there are if not given")
+	cmd.Flags().Lookup("depth").DefValue = "0" // which the help does not show
 	return cmd
 }
 

@@ -67,18 +67,18 @@ func parse(args []string, stderr io.Writer) (o options, usage string, err error)
 }
 
 func (o *options) add(f *pflag.FlagSet) {
-	f.StringSliceVarP(&o.mount, "mount", "m", nil, "bind these `controllers`, or name=X, to a new v1 hierarchy if they have none")
-	f.StringSliceVarP(&o.skip, "skip", "M", nil, "leave the hierarchies of these `controllers` alone")
+	f.StringSliceVarP(&o.mount, "mount", "m", nil, "bind these `CONTROLLERS`, or name=X, to a new v1 hierarchy if they have none")
+	f.StringSliceVarP(&o.skip, "skip", "M", nil, "leave the hierarchies of these `CONTROLLERS` alone")
 	o.maxDepth = manager.DefaultMaxDepth
 	f.Var(number{&o.maxDepth, 1, many}, "max-depth", "how deep below a hierarchy's root a cgroup may be created")
 	f.BoolVar(&o.daemon, "daemon", false, "go to the background once the sockets are served")
 	f.BoolVar(&o.sigstop, "sigstop", false, "raise SIGSTOP once the sockets are served")
-	f.StringArrayVar(&o.listen, "listen", nil, "serve this `address` (unix:path=PATH) instead of the usual ones; repeatable")
-	f.StringVar(&o.stateDir, "state-dir", "/run/cgmanager.private", "private `directory` of the daemon")
+	f.StringArrayVar(&o.listen, "listen", nil, "serve this `ADDRESS` (unix:path=PATH) instead of the usual ones; repeatable")
+	f.StringVar(&o.stateDir, "state-dir", "/run/cgmanager.private", "private `DIRECTORY` of the daemon")
 	f.BoolVar(&o.replace, "replace", false, "take the place of the daemon that runs, if there is one: it hands over its sockets and ends")
 	f.BoolVar(&o.systemBus, "system-bus", false, "own org.freedesktop.RealtimeKit1 on the system's D-Bus: clients of rtkit ask there")
 	f.BoolVar(&o.activate, "activate", false, "have the daemon that runs own that name again, and end; where none runs, be that daemon")
-	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug: the lowest `level` that is logged")
+	f.StringVar(&o.logLevel, "log-level", "info", "error, warning, info or debug: the lowest `LEVEL` that is logged")
 	f.BoolVar(&o.mountOnly, "mount-sockets", false, "show /run/cgmanager at the addresses below /sys/fs/cgroup, and end: for a service manager that holds the socket")
 	f.BoolVar(&o.unmountOnly, "unmount-sockets", false, "take back what --mount-sockets has done, and end")
 	for _, name := range []string{"allow-autoremove-premounted", "autoremove-premounted-set-release-agent"} {

@@ -45,7 +45,7 @@ func (n number) String() string {
 	return strconv.FormatInt(*n.to, 10)
 }
 
-func (number) Type() string { return "number" }
+func (number) Type() string { return "N" } // as --help names it
 
 func (n number) Set(s string) error {
 	v, err := strconv.ParseInt(s, 0, 64)
@@ -70,7 +70,7 @@ func (o *realtimeOptions) add(f *pflag.FlagSet) {
 		*to = value
 		f.Var(number{to, low, high}, name, usage)
 	}
-	f.StringVar(&o.policy, "realtime-policy", "/etc/cgmanager/realtime.toml", "who is granted realtime: cgmanager-realtime.toml(5); a `file` that is missing says nothing")
+	f.StringVar(&o.policy, "realtime-policy", "/etc/cgmanager/realtime.toml", "who is granted realtime: cgmanager-realtime.toml(5); a `FILE` that is missing says nothing")
 	f.StringVar(&o.scheduling, "scheduling-policy", "RR", "what rtkit's clients are given where the file does not say: `RR or FIFO`")
 	add(&o.maxPriority, "max-realtime-priority", 20, 1, 99, "highest priority where the file does not say; below --our-realtime-priority")
 	add(&o.minNice, "min-nice-level", -15, -20, 19, "lowest nice level where the file does not say")
@@ -90,7 +90,7 @@ func (o *realtimeOptions) add(f *pflag.FlagSet) {
 	add(&o.ourPriority, "our-realtime-priority", 21, 1, 99, "--max-realtime-priority has to be below it; the daemon itself is never realtime")
 	const accepted = "accepted for rtkit's old command lines"
 	add(&o.ourNice, "our-nice-level", 1, -20, 19, accepted)
-	f.String("user-name", "rtkit", accepted+": there is no such user")
+	f.String("user-name", "rtkit", accepted+": no user `NAME` is needed")
 	for _, name := range []string{"no-drop-privileges", "no-chroot", "no-limit-resources", "stderr"} {
 		f.Bool(name, false, accepted)
 	}
