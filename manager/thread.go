@@ -147,7 +147,7 @@ func (m *Manager) target(p *identity.Process) (policy.Target, error) {
 		err = identity.ErrGone
 	}
 	return policy.Target{
-		UID: bg.UID, EGID: bg.EGID, Groups: bg.Groups, Program: bg.Program, Container: bg.Container, Root: bg.Root,
+		UID: bg.UID, EGID: bg.EGID, Groups: bg.Groups, Program: bg.Program, Container: bg.Container, Root: bg.Root, Maker: bg.Maker,
 	}, err
 }
 

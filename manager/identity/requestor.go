@@ -176,17 +176,25 @@ func (p *Process) outwards(name string, host ns, f func(n ns, fd int) error) err
 // namespaces side by side as it likes, each with another uid.
 func (h *Host) Makers(p *Process) ([]uint32, error) {
 	var uids []uint32
-	err := p.outwards("ns/user", h.user, func(_ ns, fd int) error {
+	err := h.makers(p, func(uid uint32) {
+		if !slices.Contains(uids, uid) {
+			uids = append(uids, uid)
+		}
+	})
+	return uids, err
+}
+
+// makers calls f with who made each of the user namespaces around p, from its own
+// outwards.
+func (h *Host) makers(p *Process, f func(uid uint32)) error {
+	return p.outwards("ns/user", h.user, func(_ ns, fd int) error {
 		uid, err := unix.IoctlGetUint32(fd, unix.NS_GET_OWNER_UID)
 		if err != nil {
 			return fmt.Errorf("ioctl NS_GET_OWNER_UID: %w", err)
 		}
-		if !slices.Contains(uids, uid) {
-			uids = append(uids, uid)
-		}
+		f(uid)
 		return nil
 	})
-	return uids, err
 }
 
 // Containers names the containers around p for accounting: each user and each

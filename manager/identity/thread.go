@@ -207,6 +207,8 @@ type Background struct {
 	// where none is.
 	Container bool
 	Root      uint32
+	// Maker is who made the outermost user namespace around it, 0 where there is none.
+	Maker uint32
 }
 
 // Background reads what a policy asks about. It counts only if the process is
@@ -233,6 +235,9 @@ func (h *Host) Background(p *Process) (Background, error) {
 	uids := identityMap
 	if len(n.user) > 0 {
 		if uids, err = p.idMap("uid_map"); err != nil {
+			return bg, err
+		}
+		if err := h.makers(p, func(uid uint32) { bg.Maker = uid }); err != nil {
 			return bg, err
 		}
 	}

@@ -228,7 +228,10 @@ func TestKernelRealtimeLimitsOfOthers(t *testing.T) {
 			t.Errorf("the descendant is %q (%v), want %q", got, err, want)
 		}
 	}
-	is("fifo 5")
+	eventually(t, "the descendant is realtime", func() bool {
+		got, err := scheduled(orphan)
+		return err == nil && got == "fifo 5"
+	})
 
 	user := harness.Start(t, harness.Spec{UID: 1000, GID: 1000})
 	for what, q := range map[string]*harness.Proc{

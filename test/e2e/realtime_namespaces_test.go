@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -323,9 +324,39 @@ func TestKernelRealtimeMakers(t *testing.T) {
 	rw.answers("another user", rtGranted, nil, asks(w.host(1001, ".")))
 }
 
+// Who is refused by a rule is refused in a namespace of his own, and under another uid
+// there, whoever else is let in.
+func TestKernelRealtimeRefusedInANamespace(t *testing.T) {
+	rw, w := newRealtimeContainers(t)
+	rw.policy("[[rule]]\nuid = 1002\nallow = false\n" + anybody)
+	if err := unix.Kill(rw.d.pid, unix.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the policy is read again", func() bool { return strings.Contains(rw.log(), "was read again") })
+	for uid, want := range map[uint32]harness.DBusError{1001: rtGranted, 1002: rtDenied} {
+		maker := w.host(uid, ".")
+		for what, p := range map[string]*harness.Proc{
+			"on the host":                   maker,
+			"as root of a namespace of his": rootMadeBy(t, maker, 500000),
+			"under another uid in it":       madeBy(t, maker, 500000),
+		} {
+			rw.limit(p, 200000)
+			rw.try(p, rw.sock, fmt.Sprintf("%s, %d", what, uid), 0, 0, want)
+		}
+	}
+}
+
 // madeBy returns a process whose uid on the host is first+1, in a user namespace that
 // another process made.
 func madeBy(t *testing.T, maker *harness.Proc, first int) *harness.Proc {
+	t.Helper()
+	q := rootMadeBy(t, maker, first).Spawn(harness.Spec{UID: 1, GID: 1})
+	want(t, "its uid", q.HostUID, uint32(first+1))
+	return q
+}
+
+// rootMadeBy returns root of such a namespace, who is the maker on the host.
+func rootMadeBy(t *testing.T, maker *harness.Proc, first int) *harness.Proc {
 	t.Helper()
 	p := maker.Spawn(harness.Spec{UserNS: true})
 	// What newuidmap(1) does for users with subuids.
@@ -336,7 +367,5 @@ func madeBy(t *testing.T, maker *harness.Proc, first int) *harness.Proc {
 		}
 	}
 	// It has lost its capabilities when it was executed as nobody, and gets them as root.
-	q := p.Spawn(harness.Spec{KeepIDs: true}).Spawn(harness.Spec{UID: 1, GID: 1})
-	want(t, "its uid", q.HostUID, uint32(first+1))
-	return q
+	return p.Spawn(harness.Spec{KeepIDs: true})
 }

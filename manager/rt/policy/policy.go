@@ -19,6 +19,9 @@ type Target struct {
 	// host's uid of the container's root, api.NoID where there is none.
 	Container bool
 	Root      uint32
+	// Maker is the host's uid of who made the outermost user namespace around it, 0
+	// where there is none.
+	Maker uint32
 }
 
 // Verdict is what a rule gives. Whoever reads it changes nothing that it points to.
@@ -87,14 +90,13 @@ func (t *Table) Decide(who Target) (Verdict, bool) {
 }
 
 func (r *rule) matches(who Target) bool {
-	if who.Container {
-		if !r.inside || len(r.roots) > 0 && !has(r.roots, who.Root) {
-			return false
-		}
-	} else if !r.host {
+	inside := who.Container && r.inside && (len(r.roots) == 0 || has(r.roots, who.Root))
+	// Everybody can make a namespace: that is no way out of what the host refuses.
+	fled := who.Container && r.host && !r.verdict.Allow && who.Maker != 0
+	if !inside && !fled && (who.Container || !r.host) {
 		return false
 	}
-	if len(r.uids) > 0 && !has(r.uids, who.UID) {
+	if len(r.uids) > 0 && !has(r.uids, who.UID) && !(fled && has(r.uids, who.Maker)) {
 		return false
 	}
 	if len(r.groups) > 0 && !has(r.groups, who.EGID) &&

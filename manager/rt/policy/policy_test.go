@@ -125,6 +125,48 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// Nobody gets out of a rule that refuses by making a namespace.
+func TestRefusedInANamespace(t *testing.T) {
+	table, err := parse("test", []byte(`[[rule]]
+uid = 1001
+allow = false
+[[rule]]
+uid = 1002
+max_priority = 5
+[[rule]]
+group = 29
+allow = false
+[[rule]]
+container = 5000
+allow = false
+[[rule]]
+container = "any"
+`), names{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		who   Target
+		line  int
+		allow bool
+	}{
+		"on the host":                      {Target{UID: 1001}, 1, false},
+		"in a namespace of its own":        {Target{UID: 1001, Container: true, Root: 1001, Maker: 1001}, 1, false},
+		"under another uid there":          {Target{UID: 200005, Container: true, Root: 200000, Maker: 1001}, 1, false},
+		"the uid in a container of root's": {Target{UID: 1001, Container: true, Root: 100000}, 13, true},
+		"the uid in another's container":   {Target{UID: 1001, Container: true, Root: 1003, Maker: 1003}, 1, false},
+		"somebody else's container":        {Target{UID: 1003, Container: true, Root: 1003, Maker: 1003}, 13, true},
+		"a rule that gives":                {Target{UID: 1002, Container: true, Root: 1002, Maker: 1002}, 13, true},
+		"a group":                          {Target{UID: 1003, EGID: 29, Container: true, Root: 1003, Maker: 1003}, 7, false},
+		"a rule for containers":            {Target{UID: 1003, Container: true, Root: 5001, Maker: 1003}, 13, true},
+		"for this one":                     {Target{UID: 1003, Container: true, Root: 5000, Maker: 1003}, 10, false},
+	} {
+		if v, ok := table.Decide(tc.who); !ok || v.Line != tc.line || v.Allow != tc.allow {
+			t.Errorf("%s: line %d, allow %t, %t; want line %d, allow %t", name, v.Line, v.Allow, ok, tc.line, tc.allow)
+		}
+	}
+}
+
 func TestVerdict(t *testing.T) {
 	for _, tc := range []struct {
 		name, file string
