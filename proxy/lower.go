@@ -23,6 +23,10 @@ import (
 // clients wait by default.
 const replyTimeout = 25 * time.Second
 
+// ErrVersion is of a daemon below that serves cgmanager0_0 in a version that there
+// is no proxy for.
+var ErrVersion = errors.New("it is a cgmanager of another version")
+
 // A lostError says that the connection to the daemon below failed.
 type lostError struct {
 	err error
@@ -325,7 +329,7 @@ func (l *lower) checkVersion(self api.Cred) error {
 	}
 	sig, version := d.Variant()
 	if sig != "i" || version != int64(api.Version0) {
-		return &lostError{err: fmt.Errorf("it is a cgmanager of another version: its api_version is %d, and %d is needed", version, api.Version0), lasting: true}
+		return &lostError{err: fmt.Errorf("%w: its api_version is %v, and %d is needed", ErrVersion, version, api.Version0), lasting: true}
 	}
 	return nil
 }

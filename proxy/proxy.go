@@ -187,7 +187,8 @@ type Lower struct {
 }
 
 // Check asks whether the daemon below is one that a proxy can use. It waits for
-// it as requests do. The error wraps the system's where nobody answers.
+// it as requests do. The error wraps the system's where nobody answers, and
+// ErrVersion where the wrong one does.
 func (p *Proxy) Check() (Lower, error) {
 	self := ownCred(int32(os.Getpid()))
 	c := &peer{p: p, turn: make(chan struct{}, 1)}

@@ -146,9 +146,11 @@ func findLower(o options, log *logrus.Logger) (string, error) {
 	return "", failed
 }
 
-// hint says what to do about a daemon that does not answer.
+// hint says what to do about a daemon that does not answer, or cannot be used.
 func hint(err error) string {
 	switch {
+	case errors.Is(err, proxy.ErrVersion):
+		return " (hint: upgrade cgmanager on the host, or run the cgproxy that came with it)"
 	case errors.Is(err, unix.ECONNREFUSED):
 		return " (hint: the socket is stale: start cgmanager on the host; if it runs, the socket alone was bind-mounted and is an old one's: bind-mount its directory instead)"
 	case errors.Is(err, unix.ENOENT):

@@ -567,6 +567,10 @@ func TestKernelProxyBadInput(t *testing.T) {
 		},
 		{"not there", mine("--lower unix:path=" + dir + "/none"), 1, []string{dir + "/none", "no such file", "hint:"}},
 		{"stale", mine("--lower unix:path=" + stale), 1, []string{stale, "connection refused", "hint: the socket is stale"}},
+		{
+			"another version", mine("--lower unix:path=" + harness.StartOriginal(t, 9).Path), 1,
+			[]string{"of another version", "api_version is 9, and 10 is needed", "hint: upgrade cgmanager on the host"},
+		},
 		{"the same", "cgproxy --lower unix:path=" + dir + "/sock --listen unix:path=" + dir + "/sock", 2, []string{"--listen", "--lower"}},
 		{"no address", "cgproxy --lower tcp:host=x", 2, []string{"--lower", "unix:path=/PATH"}},
 		{"what is it", "cgproxy --wait 2h", 2, []string{"--wait"}},
