@@ -96,7 +96,7 @@ func (r *rule) matches(who Target) bool {
 	if !inside && !fled && (who.Container || !r.host) {
 		return false
 	}
-	if len(r.uids) > 0 && !has(r.uids, who.UID) && !(fled && has(r.uids, who.Maker)) {
+	if len(r.uids) > 0 && !has(r.uids, who.UID) && (!fled || !has(r.uids, who.Maker)) {
 		return false
 	}
 	if len(r.groups) > 0 && !has(r.groups, who.EGID) &&
