@@ -66,14 +66,28 @@ func (e *UnreachableError) Hint() string {
 	return "is cgmanager running? In a container, bind-mount the host's /run/cgmanager; elsewhere set " + AddressVariable
 }
 
-// lateError is context.DeadlineExceeded, said of a daemon.
-type lateError struct{}
+// loginError says in words why nobody could log in.
+type loginError struct {
+	text, hint string
+	err        error
+}
 
-func (lateError) Error() string { return "no answer in time" }
-func (lateError) Unwrap() error { return context.DeadlineExceeded }
+func (e *loginError) Error() string { return e.text }
+func (e *loginError) Unwrap() error { return e.err }
 
 // Hint says what to do about it.
-func (lateError) Hint() string { return "look whether the daemon is stopped, or very busy" }
+func (e *loginError) Hint() string { return e.hint }
+
+// loginFailure returns err in words, if it is one that has none for a user.
+func loginFailure(err error) error {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return &loginError{"no answer in time", "look whether the daemon is stopped, or very busy", err}
+	case gone(err):
+		return &loginError{"it closed the connection", "a proxy serves its own container alone, and everybody has a bounded number of connections; the log of the other side says more", err}
+	}
+	return err
+}
 
 // Client is a connection to a daemon. Its methods may be called from several
 // goroutines at once.
@@ -112,11 +126,8 @@ func DialAddress(ctx context.Context, addresses ...string) (*Client, error) {
 			tried = append(tried, fmt.Errorf("%s: %w", address, reason(err)))
 			continue
 		}
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = lateError{}
-		}
 		if err != nil {
-			return nil, fmt.Errorf("log in to cgmanager at %s: %w", address, reason(err))
+			return nil, fmt.Errorf("log in to cgmanager at %s: %w", address, loginFailure(reason(err)))
 		}
 		// The library always sends a destination; the daemon ignores which.
 		return &Client{

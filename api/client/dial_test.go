@@ -117,6 +117,9 @@ func TestDeadline(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
 	}
+	if err != nil && !strings.HasSuffix(err.Error(), path+": no answer in time") {
+		t.Errorf("it is told as %q", err)
+	}
 	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("it took %v", d)
 	}
@@ -127,7 +130,8 @@ func TestDeadline(t *testing.T) {
 func TestClosedAtOnce(t *testing.T) {
 	path := listen(t, func(c net.Conn) { c.Close() })
 	_, err := DialAddress(t.Context(), path)
-	if err == nil || !strings.Contains(err.Error(), path) {
+	told, ok := errors.AsType[*loginError](err)
+	if !ok || !strings.Contains(err.Error(), path+": it closed the connection") || told.Hint() == "" {
 		t.Errorf("got %v", err)
 	}
 }
