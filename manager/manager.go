@@ -45,7 +45,7 @@ type Manager struct {
 	quota    *quota
 	ledger   *ledger
 	reaper   *reaper
-	beside   *beside         // nil where systemd does not run
+	scopes   *scopes         // nil where systemd does not run
 	rt       *rt.Service     // nil where realtime is not granted
 	moving   locks[int32]    // by pid; held from the last look at a task to its move
 	freezing locks[watchKey] // of cgroups; held while Kill, or dividing one, freezes and thaws
@@ -75,7 +75,7 @@ func New(c Config) (*Manager, error) {
 	}
 	m.quota = newQuota(c.MaxCgroups)
 	m.ledger = newLedger(m.quota.max)
-	if m.beside, err = newBeside(c); err != nil {
+	if m.scopes, err = newScopes(c); err != nil {
 		return nil, err
 	}
 	if m.reaper, err = newReaper(m.set, m.log, m.ledger.gone); err != nil {
@@ -96,8 +96,8 @@ func (m *Manager) Close() {
 	if m.rt != nil {
 		m.rt.Close(m.keepGrants)
 	}
-	if m.beside != nil {
-		m.beside.close()
+	if m.scopes != nil {
+		m.scopes.close()
 	}
 	m.reaper.close()
 }

@@ -21,11 +21,11 @@ import (
 	"cgmanager/privcheck"
 )
 
-// beside is what the manager does on a host whose first process is systemd. Each
+// scopes are what the manager asks for on a host whose first process is systemd. Each
 // cgroup has one writer there: systemd, but for what it has delegated. A requestor
 // whose own cgroup it has not delegated is given a scope of its own beside that,
 // by systemd, and its names are relative to the scope.
-type beside struct {
+type scopes struct {
 	set *cgfs.Set
 	log *logrus.Logger
 	// tree is the hierarchy by whose cgroups systemd knows its units.
@@ -36,9 +36,9 @@ type beside struct {
 
 	tending sync.Mutex // held by tend
 	mu      sync.Mutex
-	// scopes are those that may still be there, by path, with what holds them
+	// there are the scopes that may still exist, by path, with what holds them
 	// if this daemon has started it. Guarded by mu.
-	scopes map[string]Holder
+	there  map[string]Holder
 	timer  *time.Timer // calls tend, while there are scopes; guarded by mu
 	closed bool        // guarded by mu
 }
@@ -67,8 +67,8 @@ const (
 	madeMark = "made"
 )
 
-// newBeside returns nil on a host that systemd does not run.
-func newBeside(c Config) (*beside, error) {
+// newScopes returns nil on a host that systemd does not run.
+func newScopes(c Config) (*scopes, error) {
 	if c.Hold == nil || !systemd.Running() {
 		return nil, nil
 	}
@@ -76,17 +76,17 @@ func newBeside(c Config) (*beside, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look where systemd is: %w", err)
 	}
-	b := &beside{set: c.Hierarchies, log: c.Log, hold: c.Hold, scopes: make(map[string]Holder)}
+	sc := &scopes{set: c.Hierarchies, log: c.Log, hold: c.Hold, there: make(map[string]Holder)}
 	for _, h := range c.Hierarchies.Hierarchies() {
 		// systemd puts itself there, in v2 if it uses that at all.
 		if path, _ := cgroups.Path(h); path == "/init.scope" && (h.Version() == cgfs.V2 || h.Has("name=systemd")) {
-			b.tree = h
+			sc.tree = h
 		}
 	}
-	if b.tree == nil {
+	if sc.tree == nil {
 		return nil, errors.New("systemd is the first process here, but the hierarchy that it uses is not among those managed")
 	}
-	return b, b.load()
+	return sc, sc.load()
 }
 
 func cgroupsOfFirst() (cgfs.ProcCgroup, error) {
@@ -99,16 +99,16 @@ func cgroupsOfFirst() (cgfs.ProcCgroup, error) {
 }
 
 // load finds the scopes of an earlier run.
-func (b *beside) load() error {
-	top, err := b.tree.Open("/")
+func (sc *scopes) load() error {
+	top, err := sc.tree.Open("/")
 	if err != nil {
 		return err
 	}
 	defer top.Close()
-	return b.loadFrom(top)
+	return sc.loadFrom(top)
 }
 
-func (b *beside) loadFrom(slice *cgfs.Dir) error {
+func (sc *scopes) loadFrom(slice *cgfs.Dir) error {
 	names, _, err := slice.Children()
 	if err != nil {
 		return nil //nolint:nilerr // it was removed meanwhile
@@ -123,9 +123,9 @@ func (b *beside) loadFrom(slice *cgfs.Dir) error {
 			continue
 		}
 		if isSlice {
-			err = b.loadFrom(d)
+			err = sc.loadFrom(d)
 		} else if _, ok, _ := d.Mark(scopeMark); ok {
-			b.tend1(d.Path(), nil)
+			sc.tend1(d.Path(), nil)
 		}
 		_ = d.Close()
 		if err != nil {
@@ -135,23 +135,23 @@ func (b *beside) loadFrom(slice *cgfs.Dir) error {
 	return nil
 }
 
-func (b *beside) close() {
-	b.mu.Lock()
-	b.closed = true
-	if b.timer != nil {
-		b.timer.Stop()
+func (sc *scopes) close() {
+	sc.mu.Lock()
+	sc.closed = true
+	if sc.timer != nil {
+		sc.timer.Stop()
 	}
-	b.mu.Unlock()
-	b.tending.Lock() // waits for tend
-	defer b.tending.Unlock()
+	sc.mu.Unlock()
+	sc.tending.Lock() // waits for tend
+	defer sc.tending.Unlock()
 }
 
 // itsControllers are the v1 controllers that systemd manages.
 var itsControllers = []string{"cpu", "cpuacct", "blkio", "memory", "devices", "pids"}
 
 // managed reports whether systemd makes its units' cgroups in h.
-func (b *beside) managed(h *cgfs.Hierarchy) bool {
-	return h == b.tree || h.Version() == cgfs.V1 && (h.Has("name=systemd") || slices.ContainsFunc(itsControllers, h.Has))
+func (sc *scopes) managed(h *cgfs.Hierarchy) bool {
+	return h == sc.tree || h.Version() == cgfs.V1 && (h.Has("name=systemd") || slices.ContainsFunc(itsControllers, h.Has))
 }
 
 // scoped reports whether a scope has a cgroup in h.
@@ -159,13 +159,13 @@ func scoped(h *cgfs.Hierarchy) bool { return !h.Named() || h.Has("name=systemd")
 
 // delegated reports whether the cgroup path is no unit's of systemd, or below
 // one that it has delegated. Another systemd's unit, below that, counts alike.
-func (b *beside) delegated(path string) bool {
+func (sc *scopes) delegated(path string) bool {
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	if !systemd.IsUnit(first) {
 		return true
 	}
 	for ; path != "/"; path = parent(path) {
-		d, err := b.tree.Open(path)
+		d, err := sc.tree.Open(path)
 		if err != nil {
 			return false
 		}
@@ -182,13 +182,13 @@ func (b *beside) delegated(path string) bool {
 }
 
 // look finds out how p's own cgroup stands to systemd.
-func (b *beside) look(p *party) {
-	own := p.present(b.tree)
-	if own == "" || b.delegated(own) {
+func (sc *scopes) look(p *party) {
+	own := p.present(sc.tree)
+	if own == "" || sc.delegated(own) {
 		return
 	}
 	p.undelegated = true
-	if scope := scopePath(p.r.UID, own); b.isScope(scope, p.r.UID, own) {
+	if scope := scopePath(p.r.UID, own); sc.isScope(scope, p.r.UID, own) {
 		p.scope = scope
 	}
 }
@@ -220,11 +220,11 @@ func scopeOf(uid uint32, own string) string {
 }
 
 // isScope reports whether the scope at path is there for uid and own.
-func (b *beside) isScope(path string, uid uint32, own string) bool {
+func (sc *scopes) isScope(path string, uid uint32, own string) bool {
 	if path == "" {
 		return false
 	}
-	d, err := b.tree.Open(path)
+	d, err := sc.tree.Open(path)
 	if err != nil {
 		return false
 	}
@@ -243,12 +243,12 @@ var changesNothing = []string{
 // establish finds the parties' scopes, and asks for the requestor's where the
 // request may change something.
 func (c *call) establish() error {
-	b := c.m.beside
-	if b == nil {
+	sc := c.m.scopes
+	if sc == nil {
 		return nil
 	}
 	for i := range c.parties {
-		b.look(&c.parties[i])
+		sc.look(&c.parties[i])
 	}
 	if r := c.r(); r.undelegated && r.scope == "" && !slices.Contains(changesNothing, c.op) {
 		return c.obtain(r)
@@ -258,18 +258,18 @@ func (c *call) establish() error {
 
 // obtain gets a scope for p.
 func (c *call) obtain(p *party) error {
-	b := c.m.beside
-	defer b.starting.lock(p.r.UID)()
-	own := p.present(b.tree)
+	sc := c.m.scopes
+	defer sc.starting.lock(p.r.UID)()
+	own := p.present(sc.tree)
 	path := scopePath(p.r.UID, own)
-	if b.isScope(path, p.r.UID, own) { // another request was faster
+	if sc.isScope(path, p.r.UID, own) { // another request was faster
 		p.scope = path
 		return nil
 	}
 	s := privcheck.Session{Own: own}
 	if path != "" && !p.r.HostRoot() && !p.r.Outside() {
-		s.Left = b.left(p.present, path, b.set.Hierarchies()...)
-		s.Scopes = b.count(path, p.r.UID)
+		s.Left = sc.left(p.present, path, sc.set.Hierarchies()...)
+		s.Scopes = sc.count(path, p.r.UID)
 	}
 	d, err := c.decide("in your own cgroup", func(who *party) privcheck.Decision { return privcheck.Scope(who.r, s) })
 	if e, ok := errors.AsType[*api.Error](err); ok {
@@ -281,7 +281,7 @@ func (c *call) obtain(p *party) error {
 	if path == "" {
 		return api.Errorf(api.Limit, "%s: the path of your own cgroup is too long for a scope beside it", c.op)
 	}
-	if err := b.start(d, p, own, path); err != nil {
+	if err := sc.start(d, p, own, path); err != nil {
 		c.m.log.WithFields(c.fields("scope", d)).WithError(err).Error("systemd gave no scope")
 		kind, text := api.Internal, "systemd gave no scope; the daemon's log says more"
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -291,14 +291,14 @@ func (c *call) obtain(p *party) error {
 	}
 	p.scope = path
 	f := c.fields("scope", d)
-	f["in"], f["scope"] = b.tree.Name(), path
+	f["in"], f["scope"] = sc.tree.Name(), path
 	c.m.log.WithFields(f).Info("done")
 	return nil
 }
 
 // count is how many scopes a uid has beside the one at path.
-func (b *beside) count(path string, uid uint32) int {
-	slice, err := b.tree.Open(parent(path))
+func (sc *scopes) count(path string, uid uint32) int {
+	slice, err := sc.tree.Open(parent(path))
 	if err != nil {
 		return privcheck.MaxScopes
 	}
@@ -319,7 +319,7 @@ func (b *beside) count(path string, uid uint32) int {
 // left gathers what no longer binds who goes from where at says into the scope at
 // path: the limits in force up to the nearest common ancestor, and there those
 // that bind the tasks of one cgroup alone.
-func (b *beside) left(at func(*cgfs.Hierarchy) string, scope string, hs ...*cgfs.Hierarchy) privcheck.Left {
+func (sc *scopes) left(at func(*cgfs.Hierarchy) string, scope string, hs ...*cgfs.Hierarchy) privcheck.Left {
 	var out privcheck.Left
 	for _, h := range hs {
 		if !scoped(h) {
@@ -336,7 +336,7 @@ func (b *beside) left(at func(*cgfs.Hierarchy) string, scope string, hs ...*cgfs
 				return privcheck.Left{}
 			}
 			for _, l := range limits {
-				if l.Name == "devices.list" && b.allDevices(own) {
+				if l.Name == "devices.list" && sc.allDevices(own) {
 					continue
 				}
 				out.Limits = append(out.Limits, privcheck.Limit{Name: l.Name, File: object(l.Attr)})
@@ -354,12 +354,12 @@ func (b *beside) left(at func(*cgfs.Hierarchy) string, scope string, hs ...*cgfs
 
 // allDevices asks systemd, the one writer of its unit's device rules, what the
 // kernel does not show of them.
-func (b *beside) allDevices(path string) bool {
+func (sc *scopes) allDevices(path string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	all, err := systemd.AllDevices(ctx, path)
 	if err != nil {
-		b.log.WithError(err).Warn("systemd does not say which devices a unit may use")
+		sc.log.WithError(err).Warn("systemd does not say which devices a unit may use")
 	}
 	return err == nil && all
 }
@@ -393,6 +393,6 @@ func (c *call) entering(p *party, h *cgfs.Hierarchy, path string, dst *privcheck
 	}
 	dst.From = p.present(h)
 	if path == dst.From && !p.r.HostRoot() {
-		dst.Left = c.m.beside.left(p.present, p.scope, h)
+		dst.Left = c.m.scopes.left(p.present, p.scope, h)
 	}
 }

@@ -19,11 +19,11 @@ import (
 const startTimeout = 20 * time.Second
 
 // start has systemd make a scope, and gives it to p.
-func (b *beside) start(d privcheck.Decision, p *party, own, path string) error {
+func (sc *scopes) start(d privcheck.Decision, p *party, own, path string) error {
 	if !d.Allowed() {
 		return errors.New("not decided")
 	}
-	holder, err := b.hold()
+	holder, err := sc.hold()
 	if err != nil {
 		return fmt.Errorf("start the process that holds the scope: %w", err)
 	}
@@ -45,8 +45,8 @@ func (b *beside) start(d privcheck.Decision, p *party, own, path string) error {
 	if slice == "/" {
 		s.Slice = "-.slice"
 	}
-	for _, h := range b.set.Hierarchies() {
-		if h.Version() == cgfs.V1 && b.managed(h) && !h.Named() {
+	for _, h := range sc.set.Hierarchies() {
+		if h.Version() == cgfs.V1 && sc.managed(h) && !h.Named() {
 			s.Controllers = append(s.Controllers, slices.DeleteFunc(slices.Clone(h.Controllers()), func(ctrl string) bool {
 				return !slices.Contains(itsControllers, ctrl)
 			})...)
@@ -62,23 +62,23 @@ func (b *beside) start(d privcheck.Decision, p *party, own, path string) error {
 	if err := systemd.Start(ctx, s); err != nil {
 		return err
 	}
-	if err := b.furnish(holder.PID(), p, own, path); err != nil {
-		b.removeElsewhere(path)
+	if err := sc.furnish(holder.PID(), p, own, path); err != nil {
+		sc.removeElsewhere(path)
 		return err
 	}
 	if err := holder.Keep(p.r.UID, p.r.GID); err != nil {
-		b.removeElsewhere(path)
+		sc.removeElsewhere(path)
 		return err
 	}
 	kept = true
-	b.tend1(path, holder)
+	sc.tend1(path, holder)
 	return nil
 }
 
 // furnish gives the new scope to p and makes its cgroups in the hierarchies that
 // systemd leaves alone.
-func (b *beside) furnish(holder int32, p *party, own, path string) error {
-	process, start, at, err := b.process(holder)
+func (sc *scopes) furnish(holder int32, p *party, own, path string) error {
+	process, start, at, err := sc.process(holder)
 	if err != nil {
 		return err
 	}
@@ -86,12 +86,12 @@ func (b *beside) furnish(holder int32, p *party, own, path string) error {
 	if at != path {
 		return fmt.Errorf("systemd did not put process %d into %s", holder, path)
 	}
-	for _, h := range b.set.Hierarchies() {
+	for _, h := range sc.set.Hierarchies() {
 		if !scoped(h) {
 			continue
 		}
 		var d *cgfs.Dir
-		if b.managed(h) {
+		if sc.managed(h) {
 			d, err = h.Open(path)
 		} else {
 			d, err = makeAll(h, path)
@@ -100,7 +100,7 @@ func (b *beside) furnish(holder int32, p *party, own, path string) error {
 			return fmt.Errorf("in %s: %w", h.Name(), err)
 		}
 		err = give(d, p.r.UID, p.r.GID)
-		if err == nil && h == b.tree {
+		if err == nil && h == sc.tree {
 			err = errors.Join(
 				d.SetMark(holderMark, fmt.Sprintf("%d %s", holder, start)),
 				d.SetMark(scopeMark, scopeOf(p.r.UID, own)))

@@ -15,22 +15,22 @@ import (
 )
 
 // tend1 looks after a scope from now on.
-func (b *beside) tend1(path string, holder Holder) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if old := b.scopes[path]; old != nil {
+func (sc *scopes) tend1(path string, holder Holder) {
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	if old := sc.there[path]; old != nil {
 		old.Close() // of an earlier one of that name: it has ended
 	}
-	b.scopes[path] = holder
-	b.againLocked(lookAgain)
+	sc.there[path] = holder
+	sc.againLocked(lookAgain)
 }
 
 // againLocked has tend called after a while, unless it is going to be called.
-func (b *beside) againLocked(after time.Duration) {
-	if b.closed || b.timer != nil {
+func (sc *scopes) againLocked(after time.Duration) {
+	if sc.closed || sc.timer != nil {
 		return
 	}
-	b.timer = time.AfterFunc(after, b.tend)
+	sc.timer = time.AfterFunc(after, sc.tend)
 }
 
 // soon is when to look for what is left of a scope that has just been ended.
@@ -38,48 +38,48 @@ const soon = time.Second
 
 // tend ends the scopes whose cgroup is gone and that nobody uses, and removes
 // what is left of those that have ended.
-func (b *beside) tend() {
-	b.tending.Lock()
-	defer b.tending.Unlock()
-	b.mu.Lock()
+func (sc *scopes) tend() {
+	sc.tending.Lock()
+	defer sc.tending.Unlock()
+	sc.mu.Lock()
 	var paths []string
-	if !b.closed {
-		for path, holder := range b.scopes {
+	if !sc.closed {
+		for path, holder := range sc.there {
 			paths = append(paths, path)
 			if holder != nil && holder.Ended() {
-				b.scopes[path] = nil
+				sc.there[path] = nil
 			}
 		}
 	}
-	b.timer = nil
-	b.mu.Unlock()
+	sc.timer = nil
+	sc.mu.Unlock()
 	after := lookAgain
 	for _, path := range paths {
-		ended, gone := b.tendTo(path)
+		ended, gone := sc.tendTo(path)
 		if ended {
 			after = soon
 		}
 		if gone {
-			b.mu.Lock()
-			if holder := b.scopes[path]; holder == nil || holder.Ended() {
-				delete(b.scopes, path)
+			sc.mu.Lock()
+			if holder := sc.there[path]; holder == nil || holder.Ended() {
+				delete(sc.there, path)
 			}
-			b.mu.Unlock()
+			sc.mu.Unlock()
 		}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.scopes) > 0 {
-		b.againLocked(after)
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	if len(sc.there) > 0 {
+		sc.againLocked(after)
 	}
 }
 
 // tendTo reports whether it has ended the process that holds a scope, and
 // whether the scope and all that belongs to it are gone.
-func (b *beside) tendTo(path string) (ended, gone bool) {
-	d, err := b.tree.Open(path)
+func (sc *scopes) tendTo(path string) (ended, gone bool) {
+	d, err := sc.tree.Open(path)
 	if errors.Is(err, unix.ENOENT) {
-		return false, b.removeElsewhere(path)
+		return false, sc.removeElsewhere(path)
 	}
 	if err != nil {
 		return false, false
@@ -90,7 +90,7 @@ func (b *beside) tendTo(path string) (ended, gone bool) {
 	if err != nil || !ok {
 		return false, false
 	}
-	if session, err := b.tree.Open(own); err == nil {
+	if session, err := sc.tree.Open(own); err == nil {
 		_ = session.Close()
 		return false, false
 	} else if !errors.Is(err, unix.ENOENT) {
@@ -104,7 +104,7 @@ func (b *beside) tendTo(path string) (ended, gone bool) {
 	if err != nil {
 		return false, false
 	}
-	process, start, at, err := b.process(pids[0])
+	process, start, at, err := sc.process(pids[0])
 	if err != nil {
 		return false, false
 	}
@@ -115,16 +115,16 @@ func (b *beside) tendTo(path string) (ended, gone bool) {
 	if err := unix.PidfdSendSignal(process.PidFD(), unix.SIGKILL, nil, 0); err != nil {
 		return false, false
 	}
-	b.log.WithFields(logrus.Fields{"op": "scope", "target": path}).Info("ended: what it stood for is gone, and nothing else is in it")
+	sc.log.WithFields(logrus.Fields{"op": "scope", "target": path}).Info("ended: what it stood for is gone, and nothing else is in it")
 	return true, false
 }
 
 // removeElsewhere removes a scope's cgroups where systemd does not. It reports
 // false where tasks are left in one.
-func (b *beside) removeElsewhere(path string) bool {
+func (sc *scopes) removeElsewhere(path string) bool {
 	all := true
-	for _, h := range b.set.Hierarchies() {
-		if b.managed(h) || !scoped(h) {
+	for _, h := range sc.set.Hierarchies() {
+		if sc.managed(h) || !scoped(h) {
 			continue
 		}
 		for at := path; at != "/"; at = parent(at) {
@@ -132,7 +132,7 @@ func (b *beside) removeElsewhere(path string) bool {
 			if err != nil {
 				continue
 			}
-			removed := b.removeMade(above, base(at), at == path)
+			removed := sc.removeMade(above, base(at), at == path)
 			_ = above.Close()
 			if !removed {
 				all = all && at != path
@@ -144,7 +144,7 @@ func (b *beside) removeElsewhere(path string) bool {
 }
 
 // removeMade removes a cgroup that has the mark, with what is below if all.
-func (*beside) removeMade(above *cgfs.Dir, name string, all bool) bool {
+func (*scopes) removeMade(above *cgfs.Dir, name string, all bool) bool {
 	d, err := above.Open(name)
 	if err != nil {
 		return errors.Is(err, unix.ENOENT)
@@ -162,7 +162,7 @@ func (*beside) removeMade(above *cgfs.Dir, name string, all bool) bool {
 
 // process opens a handle on a process, and returns when it was started and where
 // it is in systemd's tree.
-func (b *beside) process(pid int32) (p *identity.Process, start, path string, err error) {
+func (sc *scopes) process(pid int32) (p *identity.Process, start, path string, err error) {
 	if p, err = identity.Open(pid, -1); err != nil {
 		return nil, "", "", err
 	}
@@ -170,7 +170,7 @@ func (b *beside) process(pid int32) (p *identity.Process, start, path string, er
 	if err == nil {
 		var cgroups cgfs.ProcCgroup
 		cgroups, err = p.Cgroups()
-		path, _ = cgroups.Cgroup(b.tree)
+		path, _ = cgroups.Cgroup(sc.tree)
 	}
 	if err != nil {
 		p.Close()
