@@ -42,6 +42,8 @@ type request struct {
 // verb is one verb of the original's.
 type verb struct {
 	use, short string
+	// example shows what CONTROLLER may be, among the rest; "" for a verb without arguments.
+	example string
 	// args is the number of arguments; one more may be given if optional.
 	args     int
 	optional bool
@@ -72,6 +74,7 @@ var verbs = []verb{
 	},
 	{
 		use: "create CONTROLLER CGROUP", short: "Create a cgroup", args: 2, function: "create_sync",
+		example: "  cgm create all web\n  cgm create memory,cpu web/db",
 		run: func(ctx context.Context, r *request) error {
 			existed, err := r.c.Create0(ctx, r.args[0], r.args[1])
 			if err == nil && existed == api.DidExist {
@@ -82,28 +85,32 @@ var verbs = []verb{
 	},
 	{
 		use: "chown CONTROLLER CGROUP UID GID", short: "Give a cgroup away", args: 4, function: "chown_sync",
-		check: func(args []string) error { return cmp.Or(isID(args[2]), isID(args[3])) },
+		example: "  cgm chown all alice 1000 1000",
+		check:   func(args []string) error { return cmp.Or(isID(args[2]), isID(args[3])) },
 		run: func(ctx context.Context, r *request) error {
 			return r.c.Chown0(ctx, r.args[0], r.args[1], id(r.args[2]), id(r.args[3]))
 		},
 	},
 	{
 		use: "chmod CONTROLLER CGROUP MODE", short: "Change the mode of a cgroup's directory", args: 3, function: "chmod_sync",
-		check: func(args []string) error { return isMode(args[2]) },
+		example: "  cgm chmod all alice 0750",
+		check:   func(args []string) error { return isMode(args[2]) },
 		run: func(ctx context.Context, r *request) error {
 			return r.c.Chmod0(ctx, r.args[0], r.args[1], "", mode(r.args[2]))
 		},
 	},
 	{
 		use: "chmodfile CONTROLLER CGROUP FILE MODE", short: "Change the mode of a cgroup's file", args: 4, function: "chmod_sync",
-		check: func(args []string) error { return isMode(args[3]) },
+		example: "  cgm chmodfile memory alice tasks 0664",
+		check:   func(args []string) error { return isMode(args[3]) },
 		run: func(ctx context.Context, r *request) error {
 			return r.c.Chmod0(ctx, r.args[0], r.args[1], r.args[2], mode(r.args[3]))
 		},
 	},
 	{
 		use: "remove CONTROLLER CGROUP [RECURSIVE]", short: "Remove a cgroup; those below too, unless RECURSIVE is 0",
-		args: 2, optional: true,
+		example: "  cgm remove all web\n  cgm remove memory web 0",
+		args:    2, optional: true,
 		check: func(args []string) error {
 			if len(args) < 3 {
 				return nil
@@ -132,34 +139,39 @@ var verbs = []verb{
 	},
 	{
 		use: "getpidcgroup CONTROLLER PID", short: "Print a task's cgroup, relative to the caller's", args: 2, function: "get_pid_cgroup_sync",
-		check: func(args []string) error { return isPID(args[1]) },
+		example: "  cgm getpidcgroup memory 4711",
+		check:   func(args []string) error { return isPID(args[1]) },
 		run: func(ctx context.Context, r *request) error {
 			return r.line(r.c.GetPidCgroup0(ctx, r.args[0], pid(r.args[1])))
 		},
 	},
 	{
 		use: "getpidcgroupabs CONTROLLER PID", short: "Print a task's cgroup, relative to the daemon's", args: 2, function: "get_pid_cgroup_abs_sync",
-		check: func(args []string) error { return isPID(args[1]) },
+		example: "  cgm getpidcgroupabs memory 4711",
+		check:   func(args []string) error { return isPID(args[1]) },
 		run: func(ctx context.Context, r *request) error {
 			return r.line(r.c.GetPidCgroupAbs0(ctx, r.args[0], pid(r.args[1])))
 		},
 	},
 	{
 		use: "movepid CONTROLLER CGROUP PID", short: "Move a task into a cgroup", args: 3, function: "move_pid_main_sync",
-		check: func(args []string) error { return isPID(args[2]) },
+		example: "  cgm movepid all web 4711",
+		check:   func(args []string) error { return isPID(args[2]) },
 		run: func(ctx context.Context, r *request) error {
 			return r.c.MovePid0(ctx, r.args[0], r.args[1], pid(r.args[2]))
 		},
 	},
 	{
 		use: "movepidabs CONTROLLER CGROUP PID", short: "Move a task into any cgroup (host root)", args: 3, function: "move_pid_abs_sync",
-		check: func(args []string) error { return isPID(args[2]) },
+		example: "  cgm movepidabs all / 4711",
+		check:   func(args []string) error { return isPID(args[2]) },
 		run: func(ctx context.Context, r *request) error {
 			return r.c.MovePidAbs0(ctx, r.args[0], r.args[1], pid(r.args[2]))
 		},
 	},
 	{
 		use: "getvalue CONTROLLER CGROUP KEY", short: "Print the content of a control file", args: 3, function: "get_value_sync",
+		example: "  cgm getvalue memory web memory.usage_in_bytes",
 		run: func(ctx context.Context, r *request) error {
 			v, err := r.c.GetValue0(ctx, r.args[0], r.args[1], r.args[2])
 			if err != nil {
@@ -171,25 +183,29 @@ var verbs = []verb{
 	},
 	{
 		use: "setvalue CONTROLLER CGROUP KEY VALUE", short: "Write a control file", args: 4, function: "set_value_sync",
+		example: "  cgm setvalue memory web memory.limit_in_bytes 104857600",
 		run: func(ctx context.Context, r *request) error {
 			return r.c.SetValue0(ctx, r.args[0], r.args[1], r.args[2], r.args[3])
 		},
 	},
 	{
 		use: "gettasks CONTROLLER CGROUP", short: "List the tasks of a cgroup", args: 2, lists: true, function: "get_tasks_sync",
+		example: "  cgm gettasks memory web",
 		run: func(ctx context.Context, r *request) error {
 			return list(r, func() ([]int32, error) { return r.c.GetTasks0(ctx, r.args[0], r.args[1]) })
 		},
 	},
 	{
 		use: "gettasksrecursive CONTROLLER CGROUP", short: "List the tasks of a cgroup and of those below", args: 2, lists: true, function: "get_tasks_recursive_sync",
+		example: "  cgm gettasksrecursive all web",
 		run: func(ctx context.Context, r *request) error {
 			return list(r, func() ([]int32, error) { return r.c.GetTasksRecursive0(ctx, r.args[0], r.args[1]) })
 		},
 	},
 	{
 		use: "listchildren CONTROLLER [CGROUP]", short: "List the cgroups directly below one, or below the caller's", args: 1, optional: true,
-		lists: true, function: "list_children_sync",
+		example: "  cgm listchildren memory\n  cgm listchildren memory web",
+		lists:   true, function: "list_children_sync",
 		run: func(ctx context.Context, r *request) error {
 			cgroup := ""
 			if len(r.args) == 2 {
@@ -200,11 +216,13 @@ var verbs = []verb{
 	},
 	{
 		use: "removeonempty CONTROLLER CGROUP", short: "Have a cgroup removed when its last task has left", args: 2, function: "remove_on_empty_sync",
-		run: func(ctx context.Context, r *request) error { return r.c.RemoveOnEmpty0(ctx, r.args[0], r.args[1]) },
+		example: "  cgm removeonempty all web",
+		run:     func(ctx context.Context, r *request) error { return r.c.RemoveOnEmpty0(ctx, r.args[0], r.args[1]) },
 	},
 	{
 		use: "prune CONTROLLER CGROUP", short: "Remove the empty cgroups below one", args: 2, function: "prune_sync",
-		run: func(ctx context.Context, r *request) error { return r.c.Prune0(ctx, r.args[0], r.args[1]) },
+		example: "  cgm prune all web",
+		run:     func(ctx context.Context, r *request) error { return r.c.Prune0(ctx, r.args[0], r.args[1]) },
 	},
 	{
 		use: "listcontrollers", short: "List the controllers", lists: true, function: "list_controllers_sync",
@@ -214,6 +232,7 @@ var verbs = []verb{
 	},
 	{
 		use: "listkeys CONTROLLER CGROUP", short: "List the files of a cgroup with owner, group and mode", args: 2, lists: true, function: "list_keys_sync",
+		example: "  cgm listkeys memory web",
 		run: func(ctx context.Context, r *request) error {
 			return list(r, func() ([]key, error) {
 				keys, err := r.c.ListKeys0(ctx, r.args[0], r.args[1])
@@ -238,6 +257,7 @@ func (o *options) originalCommands() []*cobra.Command {
 		cmd := &cobra.Command{
 			Use:                   v.use,
 			Short:                 v.short,
+			Example:               v.example,
 			GroupID:               groupOriginal,
 			Args:                  positional(between(v.args, most)),
 			DisableFlagsInUseLine: true,

@@ -159,3 +159,25 @@ func cgmAt(t *testing.T, o *harness.Original, command string) (string, int) {
 	}
 	return string(out), cmd.ProcessState.ExitCode()
 }
+
+// TestExamples: the examples in the help of the original's verbs are no misuse.
+func TestExamples(t *testing.T) {
+	for _, v := range verbs {
+		if (v.example == "") != (v.args == 0) {
+			t.Errorf("%s: example %q", v.use, v.example)
+		}
+		for line := range strings.Lines(v.example) {
+			words := strings.Fields(line)
+			cmd, args, err := newRoot().Find(words[1:])
+			if err == nil {
+				err = cmd.Args(cmd, args)
+			}
+			if err == nil && v.check != nil {
+				err = v.check(args)
+			}
+			if words[0] != "cgm" || cmd.Use != v.use || err != nil {
+				t.Errorf("%s: %q: %v", v.use, line, err)
+			}
+		}
+	}
+}

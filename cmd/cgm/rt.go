@@ -292,7 +292,7 @@ uses the CPU for so long without ever sleeping gets SIGXCPU a fifth earlier, and
 SIGKILL.
 
 The exit status is as for cgm run.`,
-		Example:               "  cgm rt run --priority 15 -- jackd -R -d dummy\n  cgm rt run --nice -10 -- make",
+		Example:               "  cgm rt run --priority 15 -- arecord -f cd take.wav\n  cgm rt run --nice -10 -- make",
 		ValidArgsFunction:     completeCommand,
 		DisableFlagsInUseLine: true,
 		Args: positional(func(cmd *cobra.Command, args []string) error {
