@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -524,7 +525,7 @@ func TestKernelRaceKillForkBomb(t *testing.T) {
 			busy++
 		}
 		// All are dead, at once: cgroup.procs may still list who is ending.
-		deadline := time.Now().Add(2 * time.Second)
+		deadline := time.Now().Add(cgtest.Patience(2 * time.Second))
 		for alive := ""; ; {
 			if alive = running(t, w.Read(pids, "yard/k", "cgroup.procs")); alive == "" {
 				break
