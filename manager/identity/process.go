@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
 	"runtime"
 	"slices"
@@ -197,14 +198,12 @@ func (p *Process) Started() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// The 22nd field; the second, in parentheses, may be anything
-	// (proc_pid_stat(5)).
-	const afterName = 22 - 3
-	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) <= afterName {
-		return "", errMalformed
+	for number, f := range statFields(b) {
+		if number == statStarted {
+			return string(f), nil
+		}
 	}
-	return string(fields[afterName]), nil
+	return "", errMalformed
 }
 
 // exiting reports whether a thread of the process has begun to exit, or
@@ -214,18 +213,42 @@ func (p *Process) exiting(tid int32) bool {
 	if err != nil {
 		return true
 	}
-	// The name of the program, in parentheses, may be anything. The flags are
-	// the seventh field after it (proc_pid_stat(5)).
-	i := bytes.LastIndexByte(b, ')')
-	field := 0
-	for f := range bytes.FieldsSeq(b[i+1:]) {
-		if field++; field == 7 && i >= 0 {
+	for number, f := range statFields(b) {
+		if number == statFlags {
 			const pfExiting = 0x4 // linux/sched.h
 			flags, err := strconv.ParseUint(string(f), 10, 64)
 			return err != nil || flags&pfExiting != 0
 		}
 	}
 	return true
+}
+
+// Fields of a stat file, by their numbers in proc_pid_stat(5).
+const (
+	statState    = 3
+	statFlags    = 9
+	statNice     = 19
+	statStarted  = 22
+	statPriority = 40
+	statPolicy   = 41
+)
+
+// statFields yields the fields of a stat file, from the third on, with their numbers.
+// The second, the program's name in parentheses, may hold anything.
+func statFields(b []byte) iter.Seq2[int, []byte] {
+	return func(yield func(int, []byte) bool) {
+		i := bytes.LastIndexByte(b, ')')
+		if i < 0 {
+			return
+		}
+		number := statState
+		for f := range bytes.FieldsSeq(b[i+1:]) {
+			if !yield(number, f) {
+				return
+			}
+			number++
+		}
+	}
 }
 
 // maxProcFile bounds what is read of a file of /proc.

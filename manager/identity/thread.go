@@ -154,29 +154,24 @@ func (t *Thread) stat() (stat, error) {
 	return st, err
 }
 
-// parseStat parses a stat file (proc_pid_stat(5)). The second field, in
-// parentheses, may be anything.
+// parseStat parses a stat file.
 func parseStat(b []byte) (state byte, st stat, err error) {
-	i := bytes.LastIndexByte(b, ')')
-	if i < 0 {
-		return 0, st, errMalformed
-	}
-	number := 2
-	for f := range bytes.FieldsSeq(b[i+1:]) {
-		number++
+	last := 0
+	for number, f := range statFields(b) {
+		last = number
 		var to *int32
 		switch number {
-		case 3:
+		case statState:
 			state = f[0]
-		case 19:
+		case statNice:
 			to = &st.scheduling.Nice
-		case 22:
+		case statStarted:
 			if st.started, err = strconv.ParseUint(string(f), 10, 64); err != nil {
 				return 0, st, errMalformed
 			}
-		case 40:
+		case statPriority:
 			to = &st.scheduling.Priority
-		case 41:
+		case statPolicy:
 			to = &st.scheduling.Policy
 		}
 		if to != nil {
@@ -187,7 +182,7 @@ func parseStat(b []byte) (state byte, st stat, err error) {
 			*to = int32(v)
 		}
 	}
-	if number < 41 {
+	if last < statPolicy {
 		return 0, st, errMalformed
 	}
 	return state, st, nil

@@ -1,11 +1,11 @@
 package budget
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -106,16 +106,10 @@ func (b *Budgets) find(root *cgfs.Dir) error {
 		c.kept = int((has-below)*100 + 0.5)
 		return passOver(err)
 	})
-	for path, c := range byPath {
-		c.up = byPath[above(path)]
+	for at, c := range byPath {
+		c.up = byPath[path.Dir(at)]
 	}
 	return err
-}
-
-// above is the path of the parent.
-func above(path string) string {
-	dir := path[:strings.LastIndexByte(path, '/')]
-	return cmp.Or(dir, "/")
 }
 
 // passOver returns err, but nil for what says that the cgroup is gone: ENOENT of
