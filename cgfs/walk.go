@@ -112,16 +112,21 @@ func (d *Dir) EachChild(f func(c *Dir, name string) error) error {
 	return nil
 }
 
-// directories returns the names of the children. A cgroup without any shows it
-// in its number of links (kernfs counts directories into those), which costs a
-// fraction of listing its files.
-func (d *Dir) directories() ([]string, error) {
+// NumChildren returns how many children there are, hidden leaf or not. It costs the
+// same however many they are.
+func (d *Dir) NumChildren() (int, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(d.fd, &st); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: d.path, Err: err}
+		return 0, &os.PathError{Op: "stat", Path: d.path, Err: err}
 	}
-	if st.Nlink == 2 {
-		return nil, nil
+	return max(int(st.Nlink)-2, 0), nil // kernfs counts directories into the links
+}
+
+// directories returns the names of the children. That there are none costs a fraction
+// of listing its files.
+func (d *Dir) directories() ([]string, error) {
+	if n, err := d.NumChildren(); err != nil || n == 0 {
+		return nil, err
 	}
 	return d.entries(unix.DT_DIR)
 }

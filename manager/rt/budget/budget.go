@@ -33,8 +33,10 @@ type Budgets struct {
 
 	mu   sync.Mutex
 	lent map[uint64]*cgroup // by inode number; guarded by mu, as are the cgroups
-	// owed: something could not be given back when it was due; guarded by mu.
-	owed bool
+	// owed: something could not be given back when it was due, and is tried again
+	// after again; guarded by mu.
+	owed  bool
+	again time.Time
 }
 
 // Loan is runtime lent to a cgroup for a thread in it.
@@ -152,8 +154,12 @@ func (b *Budgets) Take(d privcheck.Decision, target, top string, share int) (*Lo
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.owed {
+	if start := time.Now(); b.owed && start.After(b.again) {
 		_ = b.settleLocked() // nothing to do with this request
+		// Who owes it may have made any number of cgroups below meanwhile.
+		if took := time.Since(start); took > 10*time.Millisecond {
+			b.again = start.Add(20 * took)
+		}
 	}
 	if !privcheck.Below(top, target) {
 		return b.outsideLocked(target)
@@ -232,6 +238,11 @@ func (b *Budgets) takeLocked(levels []*cgfs.Dir, share int) (*Loan, error) {
 		return nil, err
 	}
 	last := len(levels) - 1
+	if source < last {
+		if err := crowded(levels[source:]); err != nil {
+			return nil, err
+		}
+	}
 	at, err := b.knownLocked(levels[last])
 	if err != nil {
 		return nil, err
@@ -256,6 +267,25 @@ func (b *Budgets) takeLocked(levels []*cgfs.Dir, share int) (*Loan, error) {
 	l := &Loan{b: b, at: at, share: share}
 	at.loans[l] = true
 	return l, nil
+}
+
+// maxChildren is how many cgroups may be right below one that lends, or that is lent to.
+// All of them are looked at, and nobody on the host is granted anything meanwhile.
+const maxChildren = 4096
+
+// crowded returns an error if one of the levels has more.
+func crowded(levels []*cgfs.Dir) error {
+	for _, d := range levels {
+		n, err := d.NumChildren()
+		if err != nil {
+			return err
+		}
+		if n > maxChildren {
+			return api.Errorf(api.Limit, "more than %d cgroups lie right below the thread's cgroup, or one above that, which has the realtime runtime", maxChildren).
+				WithHint("remove some, or have them grouped below others")
+		}
+	}
+	return nil
 }
 
 // sourceLocked returns which of the levels, from top down, the last one gets its
@@ -383,14 +413,17 @@ func (b *Budgets) explain(levels []*cgfs.Dir, source, growth int, err error) err
 // patiently does f, and again for a moment while the kernel refuses what can be done
 // as far as is seen: it counts a cgroup that was removed for some milliseconds more.
 func patiently(can func() bool, f func() error) error {
-	for try := 0; ; try++ {
+	for end := time.Now().Add(patience); ; {
 		err := f()
-		if !errors.Is(err, unix.EINVAL) || try == 20 || !can() {
+		if !errors.Is(err, unix.EINVAL) || time.Now().After(end) || !can() {
 			return err
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
 }
+
+// patience is how long that may last on a busy machine.
+const patience = 200 * time.Millisecond
 
 // enough reports whether d has percent left.
 func enough(d *cgfs.Dir, percent int) bool {
@@ -591,11 +624,15 @@ func (b *Budgets) lowerLocked(c *cgroup) (keep bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	need := (period*int64(c.share()) + 99) / 100
+	if need >= has {
+		return true, nil
+	}
 	below, err := b.childrenLocked(c.dir, nil)
 	if err != nil {
 		return false, err
 	}
-	need := (period*int64(c.share())+99)/100 + int64(below*float64(period)+0.999)
+	need += int64(below*float64(period) + 0.999)
 	if need < has {
 		if _, err := b.childrenLocked(c.dir, empty); err != nil {
 			return true, err

@@ -131,6 +131,32 @@ func kind(err error) api.Kind {
 	return 0
 }
 
+// Nothing is lent where there are so many cgroups that to look at them would hold up
+// everybody: neither below the cgroup that lends nor below the thread's.
+func TestKernelCrowded(t *testing.T) {
+	for _, where := range []string{"", "a"} {
+		tr := plant(t, "100000", "a")
+		b := budgets(t, open(t))
+		give(t, tr.take(b, "a", 5))
+		for i := range 4097 {
+			dir := filepath.Join(tr.path, where, strconv.Itoa(i))
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.Remove(dir) })
+		}
+		_, err := b.Take(allowed, filepath.Join(tr.top, "a"), tr.top, 5)
+		if kind(err) != api.Limit || !strings.Contains(err.Error(), "4096 cgroups") {
+			t.Errorf("below %q: %v", where, err)
+		}
+		tr.has("a 0")
+		// Whose cgroup has runtime of its own needs no loan.
+		if _, err := b.Take(allowed, tr.top, tr.top, 5); err != nil {
+			t.Errorf("below %q: %v", where, err)
+		}
+	}
+}
+
 // A thread in a cgroup without runtime gets realtime, and none can any more after
 // the runtime has been given back.
 func TestKernelLoanLetsAThreadBeRealtime(t *testing.T) {
