@@ -58,10 +58,7 @@ func TestKernelThreeNamespacesDeep(t *testing.T) {
 	}
 	d := p.Launch(nil, "/bin/bash", "-c", `exec "$@" 2>"$0"`, dir+"/log", harness.Binary(t, "cgmanager"))
 	t.Cleanup(func() {
-		_ = unix.Kill(d.PID, unix.SIGTERM)
-		if ws, err := d.End(patience()); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
-			t.Errorf("the daemon ended with %v, %v", ws, err)
-		}
+		terminate(t, d)
 		if t.Failed() {
 			log, err := os.ReadFile(dir + "/log")
 			t.Logf("the daemon's log: %v\n%s", err, log)

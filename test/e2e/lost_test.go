@@ -654,6 +654,23 @@ func TestKernelNothingLostDefaults(t *testing.T) {
 	})
 }
 
+// terminate asks a program to end, and waits until it has done so in order.
+func terminate(t *testing.T, s *harness.Child) {
+	t.Helper()
+	if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	endsWell(t, s)
+}
+
+// endsWell waits until a program has ended in order.
+func endsWell(t *testing.T, s *harness.Child) {
+	t.Helper()
+	if ws, err := s.End(patience()); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
+		t.Errorf("ended with %v, %v", ws, err)
+	}
+}
+
 func testDefaults(t *testing.T, mounts string, paths ...string) {
 	p := harness.Start(t, harness.Spec{})
 	dir := harness.PublicDir(t)
@@ -730,12 +747,7 @@ func testDefaults(t *testing.T, mounts string, paths ...string) {
 			t.Errorf("a second daemon: %d, %q", code, out)
 		}
 		served()
-		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		if ws, err := s.End(patience()); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
-			t.Errorf("ended with %v, %v", ws, err)
-		}
+		terminate(t, s)
 		removed()
 	})
 	t.Run("--daemon", func(t *testing.T) {
@@ -804,12 +816,7 @@ func testDefaults(t *testing.T, mounts string, paths ...string) {
 			t.Fatal(err)
 		}
 		served()
-		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		if ws, err := s.End(patience()); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
-			t.Errorf("ended with %v, %v", ws, err)
-		}
+		terminate(t, s)
 		removed()
 	})
 	t.Run("--replace", func(t *testing.T) {
@@ -838,21 +845,14 @@ func testDefaults(t *testing.T, mounts string, paths ...string) {
 		before := inodes()
 		for range 3 {
 			next := p.Launch(nil, in(bin, "--replace")...)
-			if ws, err := s.End(patience()); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
-				t.Errorf("ended with %v, %v", ws, err)
-			}
+			endsWell(t, s)
 			served()
 			if after := inodes(); !slices.Equal(before, after) {
 				t.Errorf("sockets and mounts were %v, are %v", before, after)
 			}
 			s = next
 		}
-		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		if ws, err := s.End(patience()); err != nil || ws.ExitStatus() != 0 {
-			t.Errorf("ended with %v, %v", ws, err)
-		}
+		terminate(t, s)
 		removed()
 	})
 	t.Run("after kill -9", func(t *testing.T) {
@@ -866,12 +866,7 @@ func testDefaults(t *testing.T, mounts string, paths ...string) {
 		}
 		s = p.Launch(nil, in(bin)...)
 		served()
-		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		if ws, err := s.End(patience()); err != nil || ws.ExitStatus() != 0 {
-			t.Errorf("ended with %v, %v", ws, err)
-		}
+		terminate(t, s)
 		removed()
 	})
 }
@@ -896,12 +891,7 @@ func TestKernelSocketsOnACgroup(t *testing.T) {
 	}
 	end := func(s *harness.Child) {
 		t.Helper()
-		if err := unix.Kill(s.PID, unix.SIGTERM); err != nil {
-			t.Fatal(err)
-		}
-		if ws, err := s.End(patience()); err != nil || ws.ExitStatus() != 0 {
-			t.Errorf("ended with %v, %v", ws, err)
-		}
+		terminate(t, s)
 	}
 	is := func(what string, there bool) {
 		t.Helper()
