@@ -278,11 +278,7 @@ func (m *Manager) ListGrants(rq *api.Request) ([]api.Grant, error) {
 		all = append(all, p)
 	}
 	for _, g := range m.rt.Given() {
-		started, err := strconv.ParseUint(g.Started, 10, 64)
-		if err != nil {
-			continue
-		}
-		if p, ok := c.entry(g.PID, rt.Process{PID: g.PID, Started: started}); ok {
+		if p, ok := c.entry(g.PID, rt.Process{PID: g.PID, Started: g.Started}); ok {
 			p.Policy, p.Since, p.State = "limits", g.Since, "granted"
 			if level, err := strconv.ParseInt(g.Limits["rtprio"], 10, 32); err == nil {
 				p.Level = int32(level)

@@ -102,7 +102,7 @@ func (sc *scopes) furnish(holder int32, p *party, own, path string) error {
 		err = give(d, p.r.UID, p.r.GID)
 		if err == nil && h == sc.tree {
 			err = errors.Join(
-				d.SetMark(holderMark, fmt.Sprintf("%d %s", holder, start)),
+				d.SetMark(holderMark, fmt.Sprintf("%d %d", holder, start)),
 				d.SetMark(scopeMark, scopeOf(p.r.UID, own)))
 		}
 		_ = d.Close()

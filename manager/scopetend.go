@@ -109,7 +109,7 @@ func (sc *scopes) tendTo(path string) (ended, gone bool) {
 		return false, false
 	}
 	defer process.Close()
-	if mark != fmt.Sprintf("%d %s", pids[0], start) || !privcheck.Below(path, at) {
+	if mark != fmt.Sprintf("%d %d", pids[0], start) || !privcheck.Below(path, at) {
 		return false, false
 	}
 	if err := unix.PidfdSendSignal(process.PidFD(), unix.SIGKILL, nil, 0); err != nil {
@@ -162,9 +162,9 @@ func (*scopes) removeMade(above *cgfs.Dir, name string, all bool) bool {
 
 // process opens a handle on a process, and returns when it was started and where
 // it is in systemd's tree.
-func (sc *scopes) process(pid int32) (p *identity.Process, start, path string, err error) {
+func (sc *scopes) process(pid int32) (p *identity.Process, start uint64, path string, err error) {
 	if p, err = identity.Open(pid, -1); err != nil {
-		return nil, "", "", err
+		return nil, 0, "", err
 	}
 	start, err = p.Started()
 	if err == nil {
@@ -174,7 +174,7 @@ func (sc *scopes) process(pid int32) (p *identity.Process, start, path string, e
 	}
 	if err != nil {
 		p.Close()
-		return nil, "", "", err
+		return nil, 0, "", err
 	}
 	return p, start, path, nil
 }

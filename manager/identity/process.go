@@ -191,19 +191,22 @@ func (p *Process) enterCgroupNS() error {
 // if this, asked afterwards, is false.
 func (p *Process) LeaderExiting() bool { return p.exiting(p.pid) }
 
-// Started returns when the process was started, in the kernel's words: with the pid
-// it tells a process from all others until the next boot.
-func (p *Process) Started() (string, error) {
+// Started returns when the process was started, in ticks since the boot
+// (proc_pid_stat(5)): with the pid it tells a process from all others until the next.
+func (p *Process) Started() (uint64, error) {
 	b, err := p.read("stat")
 	if err != nil {
-		return "", err
+		return 0, err
 	}
 	for number, f := range statFields(b) {
 		if number == statStarted {
-			return string(f), nil
+			if at, err := strconv.ParseUint(string(f), 10, 64); err == nil {
+				return at, nil
+			}
+			break
 		}
 	}
-	return "", errMalformed
+	return 0, errMalformed
 }
 
 // exiting reports whether a thread of the process has begun to exit, or

@@ -50,7 +50,7 @@ type Grants struct {
 // entry is what one process was given.
 type entry struct {
 	PID     int32
-	Started string
+	Started uint64 `json:",string"`
 	// UID is its real uid, Root whether that is root in its user namespace.
 	UID       uint32
 	Root      bool
@@ -278,7 +278,7 @@ func ticks() (uint64, error) {
 	return uint64(ts.Nano()) / 1e7, nil
 }
 
-func (g *Grants) findLocked(pid int32, started string) *entry {
+func (g *Grants) findLocked(pid int32, started uint64) *entry {
 	for _, e := range g.entries {
 		if e.PID == pid && e.Started == started {
 			return e
@@ -557,7 +557,7 @@ type Given struct {
 	// ended, with descendants left.
 	PID     int32
 	UID     uint32
-	Started string
+	Started uint64
 	// Since is when it was given, in seconds since 1970.
 	Since int64
 	// Limits are by name, as Give returned them.

@@ -734,8 +734,7 @@ func TestKernelGiveRefused(t *testing.T) {
 	}
 }
 
-// A note of another boot says nothing, and one that cannot be understood stops the
-// daemon.
+// A note of another boot says nothing, and one that cannot be understood is set aside.
 func TestFile(t *testing.T) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -749,7 +748,7 @@ func TestFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	entry := `{"PID":` + strconv.Itoa(os.Getpid()) + `,"Started":"` + started + `","Mark":199999,"Old":{"14":{"Cur":0,"Max":0}},"Given":{"14":{"Cur":10,"Max":18446744073709551615}}}`
+	entry := `{"PID":` + strconv.Itoa(os.Getpid()) + `,"Started":"` + strconv.FormatUint(started, 10) + `","Mark":199999,"Old":{"14":{"Cur":0,"Max":0}},"Given":{"14":{"Cur":10,"Max":18446744073709551615}}}`
 	for _, tc := range []struct {
 		name, content string
 		entries       int

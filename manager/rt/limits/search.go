@@ -23,7 +23,7 @@ type search struct {
 	// others are the grants beside it.
 	others []*entry
 	// found are the processes that have been dealt with, by pid: when they started.
-	found map[int32]string
+	found map[int32]uint64
 	// until is when the chase has to end, if not zero.
 	until time.Time
 	// seen are those that were listed in the last pass.
@@ -34,7 +34,7 @@ type search struct {
 
 // searchLocked makes a search; g.mu is held.
 func (g *Grants) searchLocked(e *entry) *search {
-	s := &search{g: g, entry: e, found: map[int32]string{}, left: map[int32]bool{}}
+	s := &search{g: g, entry: e, found: map[int32]uint64{}, left: map[int32]bool{}}
 	for _, o := range g.entries {
 		if o != e {
 			s.others = append(s.others, o)
@@ -115,7 +115,7 @@ func (s *search) any() (bool, error) {
 // given to.
 type candidate struct {
 	*identity.Task
-	started string
+	started uint64
 	limits  identity.RLimits
 	inside  bool // the container
 }
@@ -216,12 +216,8 @@ func (s *search) visit(pid int32, f func(*search, *candidate) (bool, error)) (bo
 
 // after reports whether the process is the one that was given the limits, or could
 // have inherited them.
-func (s *search) after(pid int32, started string) bool {
-	if pid == s.PID && started == s.Started {
-		return true
-	}
-	at, err := strconv.ParseUint(started, 10, 64)
-	return err == nil && at >= s.Ticks
+func (s *search) after(pid int32, started uint64) bool {
+	return pid == s.PID && started == s.Started || started >= s.Ticks
 }
 
 // descends reports whether c has its limits from the grant.
@@ -231,7 +227,10 @@ func (s *search) descends(c *candidate) (bool, error) {
 		return false, err
 	}
 	c.inside = n.Within(s.Container)
-	if c.PID() == s.PID && c.started == s.Started || s.found[c.PID()] == c.started {
+	if c.PID() == s.PID && c.started == s.Started {
+		return true, nil
+	}
+	if before, ok := s.found[c.PID()]; ok && before == c.started {
 		return true, nil
 	}
 	for _, o := range s.others {
@@ -380,7 +379,7 @@ func (s *search) demoteThread(c *candidate, tid int32) (did bool, err error) {
 }
 
 // unbind puts the RLIMIT_RTTIME of one that was found back to what it was.
-func (s *search) unbind(pid int32, started string) error {
+func (s *search) unbind(pid int32, started uint64) error {
 	t, err := identity.OpenTask(pid)
 	if errors.Is(err, identity.ErrGone) {
 		return nil
