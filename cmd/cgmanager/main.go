@@ -14,6 +14,7 @@ import (
 
 	"cgmanager/api"
 	"cgmanager/cmd/service"
+	"cgmanager/cmd/version"
 	"cgmanager/manager"
 	"cgmanager/manager/rt"
 	"cgmanager/manager/rt/watchdog"
@@ -127,7 +128,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return service.ExitOK
 	}
 	if o.version {
-		fmt.Fprintln(stdout, "cgmanager", service.Version())
+		fmt.Fprintln(stdout, "cgmanager", version.String())
 		return service.ExitOK
 	}
 	if o.realtime.introspect {

@@ -19,6 +19,7 @@ import (
 	"cgmanager/api/server"
 	"cgmanager/cgfs"
 	"cgmanager/cmd/service"
+	"cgmanager/cmd/version"
 	"cgmanager/manager"
 )
 
@@ -155,7 +156,7 @@ func (d *daemon) serve(before *server.Predecessor, first bool) (*server.Successo
 	defer cancel()
 	backend := &systemBus{Manager: m, log: d.log}
 	defer d.listenTo(ctx, backend)()
-	s, err := server.New(server.Config{Backend: backend, Listeners: d.sockets.listeners, Log: d.log, Version: service.Version()})
+	s, err := server.New(server.Config{Backend: backend, Listeners: d.sockets.listeners, Log: d.log, Version: version.String()})
 	if err == nil {
 		err = d.sockets.take()
 	}

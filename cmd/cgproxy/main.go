@@ -18,6 +18,7 @@ import (
 	"cgmanager/api/bus"
 	"cgmanager/api/server"
 	"cgmanager/cmd/service"
+	"cgmanager/cmd/version"
 	"cgmanager/proxy"
 )
 
@@ -103,7 +104,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return service.ExitOK
 	}
 	if o.version {
-		fmt.Fprintln(stdout, "cgproxy", service.Version())
+		fmt.Fprintln(stdout, "cgproxy", version.String())
 		return service.ExitOK
 	}
 	return service.Run(o.daemon, o.logLevel, stderr, func(log *logrus.Logger) error { return serve(o, log) })
@@ -151,7 +152,7 @@ func serve(o options, log *logrus.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	s, err := server.New(server.Config{Backend: p, Listeners: listeners, Log: log, Version: service.Version(), Limits: share})
+	s, err := server.New(server.Config{Backend: p, Listeners: listeners, Log: log, Version: version.String(), Limits: share})
 	if err != nil {
 		for _, l := range listeners {
 			err = errors.Join(err, l.Close())

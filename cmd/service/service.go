@@ -24,7 +24,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cgmanager/api/server"
-	"cgmanager/cmd/version"
 )
 
 // Exit codes.
@@ -46,9 +45,6 @@ const (
 	LegacyDir    = CgroupDir + "/cgmanager"
 	LegacySocket = LegacyDir + "/" + SocketName
 )
-
-// Version is the program's.
-func Version() string { return version.String() }
 
 // FlagUsages describes the flags as --help does, in the order in which they were
 // added: what belongs together stands together.
