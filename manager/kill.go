@@ -252,8 +252,13 @@ func (k *killing) awaitStop(v *victim) error {
 			return err
 		}
 		if time.Now().After(end) {
-			return api.Errorf(api.Busy, "Kill %s: a task does not stop", k.subject).
+			err := api.Errorf(api.Busy, "Kill %s: a task does not stop", k.subject).
 				WithHint("ask again, or put the cgroup into the freezer's hierarchy too")
+			if k.killed > 0 {
+				// It is dying, perhaps, and a busy machine lets it wait.
+				return err.WithCause(unix.EAGAIN)
+			}
+			return err
 		}
 	}
 }
