@@ -117,7 +117,7 @@ type batch struct {
 
 var askMany = harness.Inside("ask for much", func(b batch) (batch, error) {
 	r := rand.New(rand.NewPCG(b.Seed, 1))
-	for range b.N {
+	for n := 0; n < b.N; {
 		all := slices.Sorted(maps.Keys(b.Is))
 		tid := all[r.IntN(len(all))]
 		if work := threadsOf[tid]; work != nil && r.IntN(10) == 0 {
@@ -131,6 +131,7 @@ var askMany = harness.Inside("ask for much", func(b batch) (batch, error) {
 		if !q.Realtime {
 			q.Level = min(q.Level-16, 0) // a higher one would be inherited
 		}
+		n++
 		start := now()
 		a, err := q.ask()
 		switch {

@@ -277,6 +277,19 @@ func TestKernelRealtimeErrors(t *testing.T) {
 	w.answers("ResetKnown by root", rtGranted, values, err)
 	w.is(p, tid, "other 0")
 	w.is(other, uint64(other.PID), "other 0")
+
+	// Its log lines, which administrators look for.
+	for _, line := range []string{
+		fmt.Sprintf("Successfully made thread %d of process %d owned by '1000' RT at priority 20.", tid, own),
+		fmt.Sprintf("Successfully made thread %d of process %d owned by '1000' high priority at nice level -15.", tid, own),
+		fmt.Sprintf("Successfully made thread %d of process %d owned by '0' RT at priority 5.", other.PID, other.PID),
+		fmt.Sprintf("Successfully demoted thread %d of process %d.", tid, own),
+		"Demoted 3 threads.", // and that of row 16
+	} {
+		if !strings.Contains(w.log(), line) {
+			t.Errorf("the log has no line %q", line)
+		}
+	}
 }
 
 // Row 9: neither a rule nor polkit allows it. rtkit fails with ENOENT where there is
