@@ -175,3 +175,54 @@ func TestKernelRealtimeExitEndsTheWatchdog(t *testing.T) {
 	values, err = c.RT("MakeThreadRealtime", uint64(0), uint32(5))
 	rw.answers("a new daemon", rtGranted, values, err)
 }
+
+// ResetAll takes realtime from whoever it was that gave it, but not from root's
+// threads, unless the administrator wants it so. It reaches all of the machine.
+func TestKernelRealtimeResetAll(t *testing.T) {
+	harness.Require(t, "root", "vm")
+	w := newRealtimeWorld(t)
+	t.Cleanup(func() { w.d.terminate() })
+	p, roots := w.user(1000), harness.Start(t, harness.Spec{})
+	tids := w.threads(p, 3)
+	elsewhere := func() {
+		t.Helper()
+		for tid, attr := range map[uint64]unix.SchedAttr{
+			tids[0]: {Policy: unix.SCHED_FIFO, Priority: 7}, tids[1]: {Policy: unix.SCHED_NORMAL, Nice: -4},
+			uint64(roots.PID): {Policy: unix.SCHED_RR, Priority: 6},
+		} {
+			if err := unix.SchedSetAttr(int(tid), &attr, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		flags  []string
+		root   string // how root's thread is then
+		demote int
+	}{
+		{nil, "rr 6", 2},
+		{[]string{"--canary-demote-root"}, "other 0", 3},
+	} {
+		w.d.terminate()
+		w.d = w.start(c.flags...)
+		elsewhere()
+		user, root := p.MustDial(w.sock), w.p.MustDial(w.sock)
+		values, err := user.RT("MakeThreadRealtime", tids[2], uint32(5))
+		w.answers("grant", rtGranted, values, err)
+		values, err = user.RT("ResetAll")
+		w.answers("ResetAll by a user", rtDenied, values, err)
+		w.is(p, tids[0], "fifo 7")
+		w.is(p, tids[2], "rr 5 reset")
+		values, err = root.RT("ResetAll")
+		w.answers("ResetAll", rtGranted, values, err)
+		w.is(p, tids[0], "other 0")
+		w.is(p, tids[1], "other -4") // that is not realtime
+		w.is(p, tids[2], "other 0")
+		w.is(w.p, uint64(roots.PID), c.root)
+		if line := fmt.Sprintf("Demoted %d threads.", c.demote); !strings.Contains(w.log(), line) {
+			t.Errorf("%v: the log has no line %q:\n%s", c.flags, line, w.log())
+		}
+		user.Close()
+		root.Close()
+	}
+}

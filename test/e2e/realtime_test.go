@@ -306,18 +306,7 @@ func TestKernelRealtimePolicy(t *testing.T) {
 	try("9: no rule", 5, rtDenied)
 	try("9 before 10", 0, rtDenied)
 
-	hangup := func(text string) {
-		t.Helper()
-		w.policy(text)
-		before := w.log()
-		if err := unix.Kill(w.d.pid, unix.SIGHUP); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, "the policy is read again", func() bool {
-			return strings.Contains(strings.TrimPrefix(w.log(), before), "realtime policy")
-		})
-	}
-	hangup("[[rule]]\nuid = 2000\nmax_priority = 60\npolicies = [\"fifo\"]\n")
+	w.reread("[[rule]]\nuid = 2000\nmax_priority = 60\npolicies = [\"fifo\"]\n")
 	try("a rule", 60, rtGranted)
 	w.is(nobody, uint64(nobody.PID), "fifo 60 reset")
 	try("beyond the rule", 61, rtDenied)
@@ -326,13 +315,24 @@ func TestKernelRealtimePolicy(t *testing.T) {
 		t.Errorf("properties of the other object: %v", props)
 	}
 	// A file with a mistake changes nothing, and is complained about.
-	hangup("[[rule]]\nuid = 2000\nallow = maybe\n")
+	w.reread("[[rule]]\nuid = 2000\nallow = maybe\n")
 	try("the rule as before", 60, rtGranted)
 	if log := w.log(); !strings.Contains(log, "realtime.toml:3:") {
 		t.Errorf("the mistake is not told with its line:\n%s", log)
 	}
-	hangup("[[rule]]\nuid = 2000\nallow = false\n")
+	w.reread("[[rule]]\nuid = 2000\nallow = false\n")
 	try("9: a rule refuses", 5, rtDenied)
+}
+
+// reread has the daemon read another policy.
+func (w *realtimeWorld) reread(policy string) {
+	w.Helper()
+	w.policy(policy)
+	before := len(w.log())
+	if err := unix.Kill(w.d.pid, unix.SIGHUP); err != nil {
+		w.Fatal(err)
+	}
+	eventually(w.T, "the policy is read again", func() bool { return strings.Contains(w.log()[before:], "realtime policy") })
 }
 
 func (w *realtimeWorld) log() string {
@@ -620,6 +620,72 @@ func TestKernelRealtimeHog(t *testing.T) {
 	})
 	if d := time.Since(refused); d < 2*time.Second {
 		t.Errorf("it was refused for %v, want 4 s", d)
+	}
+}
+
+// Whose thread took more than its budget in a container: that is refused for a while as
+// a whole, with the containers in it, and nobody beside it or around it.
+func TestKernelRealtimeHogInContainer(t *testing.T) {
+	rw, w := newRealtimeContainers(t, "--canary-cheep-msec=300", "--canary-watchdog-msec=1000", "--canary-refuse-sec=600")
+	// Where the kernel budgets realtime it lets nobody in there take much more.
+	rw.reread(anybody + "budget = 2\n")
+	one, two := w.realtimeBox("c1", 200000), w.realtimeBox("c2", 300000)
+	inner := one.placedIn(harness.Spec{UserNS: true, PIDNS: true, MapFrom: 10000, MapSize: 20000}, "in")
+	w.fund(inner.cg, 20000)
+	p := one.user(1000)
+	rw.limit(p, 200000)
+	var bad uint64
+	if err := p.Run(startThread, struct{}{}, &bad); err != nil {
+		t.Fatal(err)
+	}
+	good := rw.threads(p, 1)[0]
+	c := p.MustDial(rw.sock)
+	defer c.Close()
+	for _, tid := range []uint64{bad, good} {
+		values, err := c.RT("MakeThreadRealtime", tid, uint32(1))
+		rw.answers("grant", rtGranted, values, err)
+	}
+	began := time.Now()
+	if err := p.Run(hogFor, map[string]any{"Thread": bad, "For": cgtest.Patience(4 * time.Second)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	rw.becomes(p, bad, "other 0")
+	rw.is(p, good, "rr 1 reset")
+	eventually(t, "the daemon knows", func() bool { return strings.Contains(rw.log(), "it took more of a CPU than it may") })
+	try := func(what string, p *harness.Proc, want harness.DBusError) {
+		t.Helper()
+		rw.limit(p, 200000)
+		rw.try(p, rw.sock, what, 0, 0, want)
+	}
+	try("its user", p, rtDenied)
+	try("another user of the container", one.user(1001), rtDenied)
+	try("root of the container", one.Proc, rtDenied)
+	try("a container in it", inner.user(1000), rtDenied)
+	try("the neighbour", two.user(1000), rtGranted)
+	try("the user of the host with its number", w.host(p.HostUID, "."), rtGranted)
+	try("another user of the host", w.host(1000, "."), rtGranted)
+
+	// It is listed with what it took, since when, and what became of it.
+	values, err := c.V1("ListGrants")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, _ := values[0].([][]any)
+	states := map[uint64]string{}
+	for _, row := range rows {
+		tid, _ := row[1].(uint32)
+		since, _ := row[5].(int64)
+		cpu, _ := row[6].(uint64)
+		states[uint64(tid)] = fmt.Sprint(row[7])
+		if since < began.Unix()-60 || since > time.Now().Unix() {
+			t.Errorf("thread %d has it since %v", tid, time.Unix(since, 0))
+		}
+		if took := time.Duration(cpu) * time.Microsecond; uint64(tid) == bad && took < 20*time.Millisecond || took > time.Since(began) {
+			t.Errorf("thread %d is said to have taken %v", tid, took)
+		}
+	}
+	if len(rows) != 2 || states[bad] != "demoted" || states[good] != "granted" {
+		t.Errorf("listed: %v", rows)
 	}
 }
 
