@@ -181,7 +181,6 @@ func TestKernelRealtimeExitEndsTheWatchdog(t *testing.T) {
 func TestKernelRealtimeResetAll(t *testing.T) {
 	harness.Require(t, "root", "vm")
 	w := newRealtimeWorld(t)
-	t.Cleanup(func() { w.d.terminate() })
 	p, roots := w.user(1000), harness.Start(t, harness.Spec{})
 	tids := w.threads(p, 3)
 	elsewhere := func() {
@@ -225,4 +224,5 @@ func TestKernelRealtimeResetAll(t *testing.T) {
 		user.Close()
 		root.Close()
 	}
+	w.d.terminate()
 }

@@ -99,6 +99,9 @@ func TestKernelRealtimeTwentyThousand(t *testing.T) {
 			t.Errorf("the %s grew from %+v to %+v (bytes, files, threads)", x.name, x.before, x.after)
 		}
 	}
+	if rss := footprintOf(t, dog).rss; rss >= 8e6 {
+		t.Errorf("the watchdog takes %d bytes", rss)
+	}
 	st, err := os.Stat(filepath.Join(rw.dir, "state", "grants"))
 	if err != nil {
 		t.Fatal(err)
@@ -114,4 +117,65 @@ func TestKernelRealtimeTwentyThousand(t *testing.T) {
 		}
 		rw.is(p, tid, q.scheduled())
 	}
+}
+
+// asleep is how often the threads of the processes have waited for something, each of
+// which ends with a wake-up.
+func asleep(t *testing.T, pids ...int) (n int) {
+	t.Helper()
+	for _, pid := range pids {
+		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("process %d: %v", pid, err)
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, rest, _ := strings.Cut(string(b), "\nvoluntary_ctxt_switches:")
+			var of int
+			if _, err := fmt.Sscan(rest, &of); err != nil {
+				t.Fatalf("%s: %v", f, err)
+			}
+			n += of
+		}
+	}
+	return n
+}
+
+// With a grant to a thread that does nothing, daemon and watchdog together wake up
+// twenty times a minute at most.
+func TestKernelRealtimeIdle(t *testing.T) {
+	harness.Require(t, "root")
+	if testing.Short() {
+		t.Log("it takes a minute")
+		return
+	}
+	rw := newRealtimeWorld(t)
+	t.Cleanup(func() { rw.d.terminate() })
+	p := rw.user(1000)
+	c := p.MustDial(rw.sock)
+	tid := rw.threads(p, 1)[0]
+	values, err := c.RT("MakeThreadRealtime", tid, uint32(5))
+	rw.answers("grant", rtGranted, values, err)
+	c.Close()
+	dog := watchdogOf(t, rw.d.pid)
+	if dog == 0 {
+		t.Fatal("there is no watchdog")
+	}
+	// The first look at a new thread is early, and the deadline of a login comes ten
+	// seconds after it, whoever has logged in long since.
+	time.Sleep(12 * time.Second)
+	theirs, ours := asleep(t, dog), asleep(t, rw.d.pid)
+	time.Sleep(time.Minute)
+	theirs, ours = asleep(t, dog)-theirs, asleep(t, rw.d.pid)-ours
+	t.Logf("wake-ups a minute: watchdog %d, daemon %d", theirs, ours)
+	if theirs+ours > 20 {
+		t.Errorf("%d wake-ups a minute", theirs+ours)
+	}
+	if theirs < 5 || ours < 5 {
+		t.Error("it does not look, or the canary does not sing")
+	}
+	rw.is(p, tid, "rr 5 reset")
 }

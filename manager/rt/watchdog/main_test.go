@@ -19,6 +19,7 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -33,6 +34,9 @@ func TestMain(m *testing.M) {
 	}
 	if how := os.Getenv(spinEnv); how != "" {
 		spin(how)
+	}
+	if how := os.Getenv(observeEnv); how != "" {
+		observe(how)
 	}
 	if how := os.Getenv(keepEnv); how != "" {
 		keep(how)
@@ -198,6 +202,105 @@ func (s *spinner) end() {
 	_ = s.cmd.Wait()
 }
 
+// observeEnv tells a process that it is an observer: its life in seconds, and the
+// threads that it looks at.
+const observeEnv = "CGM_TEST_OBSERVE"
+
+// observe says for how long each of the threads was realtime, once it is no more.
+func observe(how string) {
+	in := strings.NewReader(how)
+	var seconds, tid int
+	if _, err := fmt.Fscan(in, &seconds); err != nil {
+		panic(err)
+	}
+	must(dieIn(seconds))
+	since := map[int]time.Time{} // the zero time: it is not yet
+	for {
+		if _, err := fmt.Fscan(in, &tid); err != nil {
+			break
+		}
+		since[tid] = time.Time{}
+	}
+	fmt.Println("ready")
+	for ; len(since) > 0; time.Sleep(2 * time.Millisecond) {
+		for tid, began := range since {
+			attr, err := unix.SchedGetAttr(tid, 0)
+			now := time.Now()
+			switch {
+			case err != nil:
+				delete(since, tid)
+			case isRealtime(attr.Policy) && began.IsZero():
+				since[tid] = now
+			case !isRealtime(attr.Policy) && !began.IsZero():
+				fmt.Println(tid, int64(now.Sub(began)))
+				delete(since, tid)
+			}
+		}
+	}
+	os.Exit(0)
+}
+
+// observer is such a process. All its threads go before those that are looked at: what
+// it says does not depend on what else the machine has to do, as what the test itself
+// would see does.
+type observer struct {
+	t    testing.TB
+	said *bufio.Reader
+}
+
+// newObserver starts one. The spinners are not realtime yet.
+func newObserver(t testing.TB, spinners ...*spinner) *observer {
+	t.Helper()
+	how := observeEnv + "=60"
+	for _, s := range spinners {
+		how += fmt.Sprint(" ", s.TID)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), how)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	func() {
+		// A process is scheduled as the thread was that it comes from.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 50}, 0); err != nil {
+			t.Fatal(err)
+		}
+		err = cmd.Start()
+		must(unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr}, 0))
+	}()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	o := &observer{t: t, said: bufio.NewReader(out)}
+	if line, err := o.said.ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("the observer: %q, %v", line, err)
+	}
+	return o
+}
+
+// demoted waits until the next of the threads is realtime no more, and checks that it
+// was for no longer than so long.
+func (o *observer) demoted(within time.Duration) {
+	o.t.Helper()
+	var tid int
+	var took time.Duration
+	if _, err := fmt.Fscan(o.said, &tid, &took); err != nil {
+		o.t.Fatalf("the observer: %v", err) // it was not within its life
+	}
+	if took > within {
+		o.t.Errorf("thread %d was demoted after %v, later than %v", tid, took, within)
+	}
+	o.t.Logf("thread %d was demoted after %v", tid, took)
+}
+
 // keepEnv tells a process that it is a daemon of which there is nothing but a
 // Supervisor: "period cheep grace seconds fund drop dir", the first three in
 // milliseconds, then its life, whether it can fund, and whether it may not make
@@ -353,7 +456,7 @@ func next(t testing.TB, events <-chan Event, within time.Duration) Event {
 	select {
 	case e := <-events:
 		return e
-	case <-time.After(within):
+	case <-time.After(cgtest.Patience(within)):
 		t.Fatalf("nothing happened for %v", within)
 		return Event{}
 	}
@@ -381,9 +484,9 @@ func (k *keeper) next(within time.Duration) Event {
 // until waits for something, and fails when it does not come to be.
 func until(t testing.TB, what string, within time.Duration, f func() bool) time.Duration {
 	t.Helper()
-	began := time.Now()
+	began, patience := time.Now(), cgtest.Patience(within)
 	for !f() {
-		if time.Since(began) > within {
+		if time.Since(began) > patience {
 			t.Fatalf("not %s within %v", what, within)
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -404,7 +507,7 @@ func newKennel(t testing.TB, c Config) *kennel {
 	t.Helper()
 	k := &kennel{t: t, log: &harness.Said{}, events: make(chan Event, 1000)}
 	if c.Period == 0 {
-		c.Cheep, c.Period = 500*time.Millisecond, time.Second
+		c.Cheep, c.Period = 500*time.Millisecond, period
 	}
 	if c.Dir == "" {
 		c.Dir = t.TempDir()
