@@ -64,14 +64,20 @@ func spin(how string) {
 	fmt.Println(unix.Gettid())
 	var line [1]byte
 	_, _ = os.Stdin.Read(line[:]) // go
-	pause := unix.NsecToTimespec(int64(rest) * 1000)
 	for {
 		for end := time.Now().Add(time.Duration(busy) * time.Microsecond); time.Now().Before(end); {
 		}
 		if rest > 0 {
-			_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pause)), 0, 0)
+			nap(time.Duration(rest) * time.Microsecond)
 		}
 	}
+}
+
+// nap sleeps without Go's scheduler: one of its timers has the runtime's monitor run for
+// a while.
+func nap(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0)
 }
 
 func must(err error) {
@@ -222,7 +228,8 @@ func observe(how string) {
 		since[tid] = time.Time{}
 	}
 	fmt.Println("ready")
-	for ; len(since) > 0; time.Sleep(2 * time.Millisecond) {
+	// Seldom enough to leave those that are looked at their CPU.
+	for pause := slower(10 * time.Millisecond); len(since) > 0; nap(pause) {
 		for tid, began := range since {
 			attr, err := unix.SchedGetAttr(tid, 0)
 			now := time.Now()
@@ -256,7 +263,7 @@ func newObserver(t testing.TB, spinners ...*spinner) *observer {
 		how += fmt.Sprint(" ", s.TID)
 	}
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), how)
+	cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1", how)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
