@@ -26,8 +26,8 @@ func onEachCPU(t *testing.T, f func(t *testing.T, cpu int)) {
 // period is that of the tests' watchdogs.
 const period = time.Second
 
-// inTime is how long after it was granted realtime a hog is demoted at the latest: after
-// a period, and what it waits itself, before it begins, for who is realtime on its CPU.
+// inTime is how long a hog runs realtime at the most: for a period, and what it waits
+// meanwhile for who else is realtime on its CPU.
 var inTime = slower(period + 200*time.Millisecond)
 
 // A thread that sleeps a little now and then, and is never stopped by RLIMIT_RTTIME,

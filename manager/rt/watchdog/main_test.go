@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -64,11 +65,17 @@ func spin(how string) {
 	fmt.Println(unix.Gettid())
 	var line [1]byte
 	_, _ = os.Stdin.Read(line[:]) // go
+	pause := unix.NsecToTimespec(int64(rest) * 1000)
+	var now unix.Timespec
 	for {
-		for end := time.Now().Add(time.Duration(busy) * time.Microsecond); time.Now().Before(end); {
+		// No call here lets Go's scheduler in: this thread would go on only once one
+		// has run that is not realtime.
+		_, _, _ = syscall.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&now)), 0)
+		for end := now.Nano() + int64(busy)*1000; now.Nano() < end; {
+			_, _, _ = syscall.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_MONOTONIC, uintptr(unsafe.Pointer(&now)), 0)
 		}
 		if rest > 0 {
-			nap(time.Duration(rest) * time.Microsecond)
+			_, _, _ = syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pause)), 0, 0)
 		}
 	}
 }
@@ -209,42 +216,61 @@ func (s *spinner) end() {
 }
 
 // observeEnv tells a process that it is an observer: its life in seconds, and the
-// threads that it looks at.
+// threads that it looks at, by process, number and start.
 const observeEnv = "CGM_TEST_OBSERVE"
 
-// observe says for how long each of the threads was realtime, once it is no more.
+// observed is a thread that an observer looks at.
+type observed struct {
+	thread
+	realtime bool
+	had      time.Duration // the CPU time, when it became realtime
+	began    time.Time     // to run as such
+}
+
+// observe says for how long each of the threads ran realtime, once it is no more.
 func observe(how string) {
 	in := strings.NewReader(how)
-	var seconds, tid int
+	var seconds int
 	if _, err := fmt.Fscan(in, &seconds); err != nil {
 		panic(err)
 	}
 	must(dieIn(seconds))
-	since := map[int]time.Time{} // the zero time: it is not yet
+	var all []*observed
 	for {
-		if _, err := fmt.Fscan(in, &tid); err != nil {
+		var g Grant
+		if _, err := fmt.Fscan(in, &g.PID, &g.TID, &g.Started); err != nil {
 			break
 		}
-		since[tid] = time.Time{}
+		t, err := openThread(g)
+		must(err)
+		all = append(all, &observed{thread: t})
 	}
 	fmt.Println("ready")
 	// Seldom enough to leave those that are looked at their CPU.
-	for pause := slower(10 * time.Millisecond); len(since) > 0; nap(pause) {
-		for tid, began := range since {
-			attr, err := unix.SchedGetAttr(tid, 0)
-			now := time.Now()
-			switch {
-			case err != nil:
-				delete(since, tid)
-			case isRealtime(attr.Policy) && began.IsZero():
-				since[tid] = now
-			case !isRealtime(attr.Policy) && !began.IsZero():
-				fmt.Println(tid, int64(now.Sub(began)))
-				delete(since, tid)
-			}
-		}
+	for pause := slower(10 * time.Millisecond); len(all) > 0; nap(pause) {
+		all = slices.DeleteFunc(all, (*observed).look)
 	}
 	os.Exit(0)
+}
+
+// look looks at it, and returns whether it need not any more.
+func (o *observed) look() bool {
+	used, uerr := o.used()
+	attr, err := o.attr()
+	now := time.Now()
+	if err != nil || uerr != nil {
+		return true
+	}
+	switch is := isRealtime(attr.Policy); {
+	case is && !o.realtime:
+		o.realtime, o.had = true, used
+	case is && o.began.IsZero() && used-o.had > time.Millisecond:
+		o.began = now
+	case !is && !o.began.IsZero():
+		fmt.Println(o.grant.TID, int64(now.Sub(o.began)))
+		return true
+	}
+	return false
 }
 
 // observer is such a process. All its threads go before those that are looked at: what
@@ -260,7 +286,7 @@ func newObserver(t testing.TB, spinners ...*spinner) *observer {
 	t.Helper()
 	how := observeEnv + "=60"
 	for _, s := range spinners {
-		how += fmt.Sprint(" ", s.TID)
+		how += fmt.Sprintf(" %d %d %d", s.PID, s.TID, s.Started)
 	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1", how)
