@@ -6,12 +6,15 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 )
 
 // rtkit's flags have its defaults and its ranges, in which a number may be written as
 // strtol(3) reads it.
 func TestRealtimeFlags(t *testing.T) {
+	f := pflag.NewFlagSet("cgmanager", pflag.ContinueOnError)
+	new(realtimeOptions).add(f)
 	const none = -100 // there is no upper bound that anybody reaches
 	for _, c := range []struct {
 		name            string
@@ -33,10 +36,6 @@ func TestRealtimeFlags(t *testing.T) {
 		{"canary-watchdog-msec", 10000, 5001, none, ""},
 		{"canary-refuse-sec", 300, 0, none, ""},
 	} {
-		_, f, err := parse(nil, io.Discard)
-		if err != nil {
-			t.Fatal(err)
-		}
 		if got := f.Lookup(c.name).Value.String(); got != strconv.FormatInt(c.value, 10) {
 			t.Errorf("--%s is %s if not given, want %d", c.name, got, c.value)
 		}
