@@ -121,6 +121,10 @@ func lyingProxies(t *testing.T, newWorld func(*testing.T) *world) {
 	deep := b.user(0) // of b, but in a cgroup below c's
 	w.Make("c1/c2/c3/deep", w.uid(b.Proc), w.gid(b.Proc))
 	w.Place(deep, "c1/c2/c3/deep")
+	// Likewise, in a cgroup in which all of a, c and itself may do as they like.
+	within := b.user(0)
+	w.Make("c1/c2/c3/within", w.uid(c.Proc), w.gid(c.Proc))
+	w.Place(within, "c1/c2/c3/within")
 	entered := harness.StartInPIDNSOf(t, c.Proc, harness.Spec{UID: c.HostUID, GID: c.HostGID})
 	w.Place(entered, ".")
 	u := c.user(7)
@@ -130,12 +134,12 @@ func lyingProxies(t *testing.T, newWorld func(*testing.T) *world) {
 			if via == "proxy" {
 				w.via = startProxy(t, a.Proc, w.sock()).sock
 			}
-			w.chainLies(a, b, c, side, deep, u, entered)
+			w.chainLies(a, b, c, side, deep, within, u, entered)
 		})
 	}
 }
 
-func (w *world) chainLies(a, b, c, side *box, deep, u, entered *harness.Proc) {
+func (w *world) chainLies(a, b, c, side *box, deep, within, u, entered *harness.Proc) {
 	w.Helper()
 	create := func(c *harness.Conn, err error) error {
 		if err != nil {
@@ -149,6 +153,7 @@ func (w *world) chainLies(a, b, c, side *box, deep, u, entered *harness.Proc) {
 		"sideways":               func() error { return create(chain(a, b.Proc, side.Proc)) },
 		"outwards":               func() error { return create(chain(b, c.Proc, b.Proc)) },
 		"a cgroup that encloses": func() error { return create(chain(a, deep, c.Proc)) },
+		"namespaces that do":     func() error { return create(chain(a, c.Proc, within)) },
 		"entered from the host":  func() error { return create(chain(a, b.Proc, c.Proc, entered)) },
 		"entered, by c":          func() error { return create(chain(c, entered)) },
 		"sender of another": func() error {
