@@ -169,7 +169,7 @@ func (c *call) realtime(subject string, err error) error {
 	case is(rt.ErrBeyond):
 		reason, e.Hint = err.Error(), "cgm rt status shows the bounds; the host's administrator can add a rule to its realtime.toml"
 	case is(rt.ErrExited):
-		reason, e.Hint = err.Error(), "the host's administrator can start it again: rtkitctl --start, or SIGUSR1 to the daemon"
+		reason, e.Hint = err.Error(), "the host's administrator can start it again: rtkitctl --start, or without a system bus SIGUSR1 to the daemon"
 	case is(rt.ErrChanged, rt.ErrNoLimits):
 		reason = err.Error()
 	case is(rt.ErrUnwatched):

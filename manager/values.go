@@ -492,9 +492,11 @@ func (c *call) content(at *place, file, subject string) (string, error) {
 // noSuchKey is the error for a control file that a cgroup does not have: the
 // kernel does not know it, or its controller was not given to the cgroup.
 func (c *call) noSuchKey(at *place, file, subject string) *api.Error {
-	e := api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name())
+	e := api.Errorf(api.NotFound, "%s %s: no such key in the hierarchy of %s", c.op, subject, at.h.Name()).
+		WithHint("docs/KEYS.md lists the keys, ListKeys (cgm listkeys) the files of a cgroup")
 	if at.path == "/" {
 		e.Text = c.op + " " + subject + ": the root of a hierarchy does not have this key (here that of " + at.h.Name() + ")"
+		e.Hint = ""
 		return e
 	}
 	ctrl := cgfs.ControllerOf(file)
