@@ -154,8 +154,16 @@ func (w *world) chainLies(a, b, c, side *box, deep, within, u, entered *harness.
 		"outwards":               func() error { return create(chain(b, c.Proc, b.Proc)) },
 		"a cgroup that encloses": func() error { return create(chain(a, deep, c.Proc)) },
 		"namespaces that do":     func() error { return create(chain(a, c.Proc, within)) },
-		"entered from the host":  func() error { return create(chain(a, b.Proc, c.Proc, entered)) },
-		"entered, by c":          func() error { return create(chain(c, entered)) },
+		"a cgroup below the requestor's": func() error {
+			conn, err := chain(a, within, c.Proc)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			return second(conn.V1("Create", "within/lie", []string{}, map[string]string{}))
+		},
+		"entered from the host": func() error { return create(chain(a, b.Proc, c.Proc, entered)) },
+		"entered, by c":         func() error { return create(chain(c, entered)) },
 		"sender of another": func() error {
 			conn, err := chain(a, b.Proc, c.Proc)
 			if err == nil {
