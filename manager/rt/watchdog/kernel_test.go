@@ -104,7 +104,7 @@ func TestKernelWatchdogDefaultPeriod(t *testing.T) {
 	if e := k.next(12 * time.Second); e.Kind != Demoted || e.ID != bad.ID {
 		t.Errorf("%+v", e)
 	}
-	o.demoted(9*time.Second + inTime)
+	o.demoted(10 * inTime)
 	if bad.realtime() || !good.realtime() {
 		t.Error("not the hog alone was demoted")
 	}
