@@ -133,14 +133,7 @@ func (s *Service) undoLocked(o *Order, g *Grant) {
 // replacedLocked lets go of a grant that another has taken the place of.
 func (s *Service) replacedLocked(g *Grant) {
 	s.watchdog.Replaced(g.ID)
-	if h := s.held[g.ID]; h != nil {
-		delete(s.held, g.ID)
-		s.giveLocked(h.loan)
-		h.thread.Close()
-	}
-	if err := s.journal.ended(g.ID); err != nil {
-		s.log.WithError(err).Warn("note the end of a grant")
-	}
+	s.releaseLocked(g)
 }
 
 // lowerLocked is Grant for what gives a thread no more than any other has: there is

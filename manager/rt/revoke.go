@@ -82,6 +82,11 @@ func (s *Service) demoteLocked(g *Grant) bool {
 func (s *Service) endLocked(g *Grant) {
 	s.watchdog.Unwatch(g.ID)
 	s.Remove(g.ID)
+	s.releaseLocked(g)
+}
+
+// releaseLocked gives back what is held for a grant.
+func (s *Service) releaseLocked(g *Grant) {
 	if h := s.held[g.ID]; h != nil {
 		delete(s.held, g.ID)
 		s.giveLocked(h.loan)
