@@ -127,17 +127,12 @@ func (s *service) kill9() {
 
 func (s *service) signal(sig unix.Signal) {
 	s.t.Helper()
-	if err := unix.Kill(s.pid, sig); err != nil {
-		s.t.Fatal(err)
+	send := unix.Kill
+	if sig == unix.SIGSTOP {
+		send = func(pid int, _ unix.Signal) error { return harness.Pause(pid) }
 	}
-	for sig == unix.SIGSTOP {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.pid))
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		if _, after, _ := strings.Cut(string(b), ") "); strings.HasPrefix(after, "T") {
-			return
-		}
+	if err := send(s.pid, sig); err != nil {
+		s.t.Fatal(err)
 	}
 }
 

@@ -385,8 +385,7 @@ func TestKernelProxyRestart(t *testing.T) {
 	}
 
 	// It hangs, and is killed before it reads the request: sent again.
-	pid := listenerPID(t, sock)
-	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+	if err := harness.Pause(listenerPID(t, sock)); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Send(harness.V1, "Create", "unread", []string{}, map[string]string{}); err != nil {

@@ -149,21 +149,37 @@ func (d *Daemon) Files() map[string]string {
 // Resume lets it go on.
 func (d *Daemon) Pause() error { return Pause(d.PID) }
 
-// Pause stops a process of the test's and waits until it is.
+// Pause stops a process of the test's and waits until all its threads are: the first
+// one may stand still while another goes on reading.
 func Pause(pid int) error {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		return err
 	}
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
-		b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-		if err != nil {
+		if runs, err := runs(pid); err != nil || !runs {
 			return err
-		}
-		if _, after, _ := strings.Cut(string(b), ") "); strings.HasPrefix(after, "T") {
-			return nil
 		}
 	}
 	return fmt.Errorf("process %d does not stop", pid)
+}
+
+// runs reports whether a thread of a process is not stopped.
+func runs(pid int) (bool, error) {
+	dir := filepath.Join("/proc", strconv.Itoa(pid), "task")
+	tasks, err := os.ReadDir(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile(filepath.Join(dir, task.Name(), "stat"))
+		if err != nil {
+			return true, nil //nolint:nilerr // it has ended meanwhile
+		}
+		if _, after, _ := strings.Cut(string(b), ") "); !strings.HasPrefix(after, "T") {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // Resume lets a paused daemon go on.
