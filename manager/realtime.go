@@ -302,7 +302,7 @@ func (c *call) entry(pid int32, name rt.Process) (g api.Grant, ok bool) {
 	if g.PID, ok = c.m.host.PIDIn(c.r().proc, pid); !ok {
 		return g, false
 	}
-	bg, err := c.m.host.Background(p)
+	st, err := p.Status()
 	if err != nil {
 		return g, false
 	}
@@ -318,7 +318,7 @@ func (c *call) entry(pid int32, name rt.Process) (g api.Grant, ok bool) {
 	if now, err := rt.ProcessOf(p); err != nil || now != name {
 		return g, false
 	}
-	g.UID, _ = c.r().r.UIDs.ToInside(bg.UID)
+	g.UID, _ = c.r().r.UIDs.ToInside(st.UIDs[1])
 	return g, true
 }
 

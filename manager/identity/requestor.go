@@ -254,6 +254,20 @@ func (n Nesting) Within(c Container) bool {
 	return (c.User == 0 || slices.Contains(n.user, ns(c.User))) && (c.PID == 0 || slices.Contains(n.pid, ns(c.PID)))
 }
 
+// Root returns the uid, in the daemon's numbers, that is 0 in the user namespace of p,
+// whose Nesting n is; NoID where none is.
+func (n Nesting) Root(p *Process) (uint32, error) {
+	uids := identityMap
+	if len(n.user) > 0 {
+		var err error
+		if uids, err = p.idMap("uid_map"); err != nil {
+			return 0, err
+		}
+	}
+	root, _ := uids.ToOutside(0)
+	return root, nil
+}
+
 // Around reports whether the container is n's own or lies within it, where one of the two
 // lies within the other.
 func (n Nesting) Around(c Container) bool { return around(n.user, c.User) && around(n.pid, c.PID) }

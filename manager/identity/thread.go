@@ -227,16 +227,14 @@ func (h *Host) Background(p *Process) (Background, error) {
 		return bg, err
 	}
 	bg.Container = len(n.user) > 0 || len(n.pid) > 0
-	uids := identityMap
+	if bg.Root, err = n.Root(p); err != nil {
+		return bg, err
+	}
 	if len(n.user) > 0 {
-		if uids, err = p.idMap("uid_map"); err != nil {
-			return bg, err
-		}
 		if err := h.makers(p, func(uid uint32) { bg.Maker = uid }); err != nil {
 			return bg, err
 		}
 	}
-	bg.Root, _ = uids.ToOutside(0)
 	buf := make([]byte, unix.PathMax)
 	if n, err := unix.Readlinkat(p.proc, "exe", buf); err == nil {
 		bg.Program = string(buf[:n])

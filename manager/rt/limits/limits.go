@@ -253,7 +253,7 @@ func (g *Grants) entryLocked(p *identity.Process) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	bg, err := g.host.Background(p)
+	root, err := n.Root(p)
 	if err != nil {
 		return nil, err
 	}
@@ -262,7 +262,7 @@ func (g *Grants) entryLocked(p *identity.Process) (*entry, error) {
 		return nil, err
 	}
 	return &entry{
-		PID: p.PID(), Started: started, UID: st.UIDs[0], Root: st.UIDs[0] == bg.Root, Container: n.Container(),
+		PID: p.PID(), Started: started, UID: st.UIDs[0], Root: st.UIDs[0] == root, Container: n.Container(),
 		Since: time.Now().Unix(), Ticks: ticks,
 		Old: identity.RLimits{}, Given: identity.RLimits{},
 	}, nil
