@@ -369,7 +369,7 @@ func thawTask(pid int) {
 // machine, which the environment variable CGM_VM tells of.
 func Patience(d time.Duration) time.Duration {
 	if os.Getenv("CGM_VM") != "" {
-		d *= 5
+		d *= 20
 	}
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {

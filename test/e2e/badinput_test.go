@@ -134,7 +134,7 @@ func (s *siege) settled() int {
 // back within the time.
 func (s *siege) over(t *testing.T, within time.Duration) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	deadline := time.Now().Add(cgtest.Patience(within))
 	n := s.d.FDs()
 	for n > s.fds+4 && time.Now().Before(deadline) {
 		time.Sleep(10 * time.Millisecond)

@@ -148,7 +148,7 @@ func deepCgm(w *world, b *box) {
 	}
 	cgm(strconv.Itoa(self.PID)+"\n", "gettasks", "memory", "web")
 	cgm("web\n", "getpidcgroup", "memory", strconv.Itoa(self.PID))
-	if ws, err := self.End(5 * time.Second); err != nil || ws.Signaled() {
+	if ws, err := self.End(cgtest.Patience(5 * time.Second)); err != nil || ws.Signaled() {
 		t.Errorf("its end: %v, %v", ws, err)
 	}
 	cgm("", "remove", "all", "web")

@@ -49,7 +49,7 @@ var endFUSE = harness.Inside("end FUSE", func(int) (int, error) {
 	select {
 	case <-fuseServer.done:
 		return 0, nil
-	case <-time.After(5 * time.Second):
+	case <-time.After(5 * patience()):
 		return 0, errors.New("the server does not end")
 	}
 })

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -455,7 +456,7 @@ func TestKernelImpostorSetuidMove(t *testing.T) {
 			func() error { return becomeRoot(v) })
 		first := record(t, v)
 		now := harness.CgroupsOf(v.PID) // it is root and waits
-		if _, err := v.End(5 * time.Second); err != nil {
+		if _, err := v.End(cgtest.Patience(5 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		for h, cg := range now {
@@ -503,11 +504,11 @@ func TestKernelImpostorSetuidKill(t *testing.T) {
 				err := w.race(5*time.Millisecond,
 					func() error { return second(c.V1("Kill", cg)) },
 					func() error { return becomeRoot(v) })
-				rec, werr := v.Said(5 * time.Second)
+				rec, werr := v.Said(cgtest.Patience(5 * time.Second))
 				if werr != nil {
 					t.Errorf("neither dead nor running: %v; the answer was %v", werr, err)
 				}
-				ws, werr := v.End(5 * time.Second)
+				ws, werr := v.End(cgtest.Patience(5 * time.Second))
 				if werr != nil {
 					t.Fatal(werr)
 				}
@@ -559,7 +560,7 @@ func setuidWorld(t *testing.T) (w *world, r, launcher *harness.Proc, victim, sui
 // record is where suid.c was when it began.
 func record(t *testing.T, v *harness.Child) map[string]string {
 	t.Helper()
-	s, err := v.Said(5 * time.Second)
+	s, err := v.Said(cgtest.Patience(5 * time.Second))
 	if err != nil || s == "" {
 		t.Fatalf("the setuid program says nothing: %v", err)
 	}

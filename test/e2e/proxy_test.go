@@ -530,7 +530,7 @@ echo fine
 	if err != nil {
 		t.Error(err)
 	}
-	status, err := child.End(time.Second)
+	status, err := child.End(cgtest.Patience(time.Second))
 	if err != nil || !status.Exited() || status.ExitStatus() != 0 || !strings.HasSuffix(out, "fine\n") || !strings.Contains(out, "another cgproxy serves this container already") {
 		t.Errorf("exit %#x: %s", status, out)
 	}
@@ -747,7 +747,7 @@ echo fine
 	if err != nil {
 		t.Error(err)
 	}
-	status, err := child.End(time.Second)
+	status, err := child.End(cgtest.Patience(time.Second))
 	if err != nil || !status.Exited() || status.ExitStatus() != 0 || !strings.HasSuffix(out, "fine\n") || strings.Contains(out, "left behind") {
 		t.Errorf("exit %#x: %s", status, out)
 	}

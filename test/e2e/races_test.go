@@ -118,7 +118,7 @@ var reusePID = harness.Inside("reusePID", func(a reuse) (int, error) {
 		return 0, err
 	}
 	// It does not die while it is frozen.
-	for end := time.Now().Add(cgtest.Patience(20 * time.Millisecond)); ; {
+	for end := time.Now().Add(max(20*time.Millisecond, cgtest.Patience(5*time.Millisecond))); ; {
 		pid, err := unix.Wait4(a.Victim, nil, unix.WNOHANG, nil)
 		if err != nil {
 			return 0, err

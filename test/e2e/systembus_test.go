@@ -118,7 +118,7 @@ func realClients(t *testing.T, p *harness.Proc, first uint32) {
 		}()
 		pid := hostChild(t, p, c.PID)
 		isRR(t, pid, 10)
-		said, err := c.Said(5 * time.Second)
+		said, err := c.Said(cgtest.Patience(5 * time.Second))
 		said = strings.ReplaceAll(said, "y\n", "")
 		if err != nil || !strings.Contains(said, "Successfully became high priority.") || !strings.Contains(said, "Successfully became realtime.") {
 			t.Errorf("%v, it says %s", err, said)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs/cgtest"
 )
 
 // Bus is a message bus (dbus-daemon) of a test's own, on which everybody may do
@@ -212,7 +214,7 @@ func (b *Bus) run(cmd *exec.Cmd, ready func() bool) *BusProgram {
 		close(p.done)
 	}()
 	b.t.Cleanup(p.Stop)
-	for deadline := time.Now().Add(20 * time.Second); !ready(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(cgtest.Patience(20 * time.Second)); !ready(); time.Sleep(10 * time.Millisecond) {
 		select {
 		case <-p.done:
 			b.t.Fatalf("%s ended: %v\n%s", cmd.Path, cmd.ProcessState, log)

@@ -13,8 +13,6 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
-
-	"cgmanager/cgfs/cgtest"
 )
 
 // The names on the wire, written out once more: these are what clients in the
@@ -155,7 +153,7 @@ func (c *Conn) Give(q *Proc) *Conn {
 }
 
 func (c *Conn) more() error {
-	d, err := c.P.Recv(c.fd, cgtest.Patience(replyTimeout))
+	d, err := c.P.Recv(c.fd, replyTimeout)
 	switch {
 	case errors.Is(err, unix.ECONNRESET):
 		return ErrClosed

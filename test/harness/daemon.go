@@ -68,7 +68,7 @@ func StartDaemon(t testing.TB, args ...string) *Daemon {
 		close(d.done)
 	}()
 	t.Cleanup(d.stop)
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(cgtest.Patience(10 * time.Second))
 	for {
 		if err := Ping(d.Sock); err == nil {
 			break
@@ -155,7 +155,7 @@ func Pause(pid int) error {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		return err
 	}
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(cgtest.Patience(5 * time.Second)); time.Now().Before(end); {
 		if runs, err := runs(pid); err != nil || !runs {
 			return err
 		}
@@ -244,7 +244,7 @@ func (d *Daemon) stop() {
 		if took := time.Since(start); alive && took > cgtest.Patience(time.Second) {
 			d.t.Errorf("the daemon took %v to end", took)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(cgtest.Patience(5 * time.Second)):
 		_ = d.cmd.Process.Signal(unix.SIGQUIT)
 		select {
 		case <-d.done:

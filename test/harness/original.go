@@ -19,6 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cgmanager/api/wire"
+
+	"cgmanager/cgfs/cgtest"
 )
 
 // Recorded is a call of the original daemon's, as it was recorded of version
@@ -100,7 +102,7 @@ func (o *Original) Told() []Cred {
 	select {
 	case creds := <-o.told:
 		return creds
-	case <-time.After(10 * time.Second):
+	case <-time.After(cgtest.Patience(10 * time.Second)):
 		o.t.Error("the original was asked nothing")
 		return nil
 	}
@@ -147,7 +149,7 @@ func (c *originalConn) close() {
 func (o *Original) serve(uc *net.UnixConn) {
 	c := &originalConn{UnixConn: uc}
 	defer c.close()
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(cgtest.Patience(20 * time.Second))); err != nil {
 		o.t.Error(err)
 	}
 	if c.login() != nil {
@@ -379,7 +381,7 @@ func (o *Original) exchange(x *Recorded, fd int) (creds []Cred) {
 			o.t.Error(err)
 			return creds
 		}
-		n, _, cred, err := recvmsg(fd, buf, 5*time.Second)
+		n, _, cred, err := recvmsg(fd, buf, cgtest.Patience(5*time.Second))
 		if err != nil || n != 1 || cred == nil {
 			o.t.Errorf("%s: a credential in %d bytes: %v, %v", x.Method, n, cred, err)
 			return creds

@@ -100,7 +100,7 @@ func start(t testing.TB, parent *Proc, s Spec, spawn func(int) (int, error)) *Pr
 		t.Cleanup(p.Stop)
 	}
 	buf := make([]byte, maxControl)
-	n, _, cred, err := recvmsg(p.ctl, buf, 10*time.Second)
+	n, _, cred, err := recvmsg(p.ctl, buf, cgtest.Patience(10*time.Second))
 	if err != nil || n == 0 || cred == nil {
 		t.Fatalf("start %+v: no word from the puppet: %v", s, err)
 	}
@@ -131,7 +131,7 @@ func (p *Proc) Stop() {
 		// It hangs in a request, or is frozen: it is our own child, unreaped,
 		// so the number is still its.
 		_ = unix.Kill(p.HostPID, unix.SIGKILL)
-		if _, err := p.wait(5 * time.Second); err != nil && !errors.Is(err, unix.ECHILD) {
+		if _, err := p.wait(cgtest.Patience(5 * time.Second)); err != nil && !errors.Is(err, unix.ECHILD) {
 			p.t.Errorf("process %d does not end: %v", p.HostPID, err)
 		}
 	}
@@ -150,7 +150,7 @@ func (p *Proc) Reaped() {
 // unix.ETIMEDOUT.
 func (p *Proc) Wait(timeout time.Duration) (unix.WaitStatus, error) {
 	p.t.Helper()
-	return p.wait(timeout)
+	return p.wait(cgtest.Patience(timeout))
 }
 
 func (p *Proc) wait(timeout time.Duration) (unix.WaitStatus, error) {
@@ -174,7 +174,7 @@ func (p *Proc) wait(timeout time.Duration) (unix.WaitStatus, error) {
 
 // Dead reports whether p is killed within the timeout.
 func (p *Proc) Dead(timeout time.Duration) bool {
-	ws, err := p.wait(timeout)
+	ws, err := p.wait(cgtest.Patience(timeout))
 	return err == nil && ws.Signaled() && ws.Signal() == unix.SIGKILL
 }
 
@@ -213,7 +213,7 @@ func (p *Proc) do(rq request, fds ...int) (reply, []int, error) {
 		return rp, nil, fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	buf := make([]byte, maxControl)
-	wait := 20*time.Second + rq.Wait
+	wait := cgtest.Patience(20*time.Second) + rq.Wait
 	if rq.Op == "run" {
 		wait = 5 * time.Minute
 	}
@@ -330,7 +330,7 @@ func (c *Child) End(timeout time.Duration) (unix.WaitStatus, error) {
 		if err := c.Kill(); err != nil {
 			return 0, err
 		}
-		rp, _, err = c.p.do(request{Op: "wait", Num: c.PID, Wait: 5 * time.Second})
+		rp, _, err = c.p.do(request{Op: "wait", Num: c.PID, Wait: cgtest.Patience(5 * time.Second)})
 	}
 	return unix.WaitStatus(rp.Num), err
 }
@@ -396,9 +396,9 @@ type Datagram struct {
 }
 
 // Recv reads one message or as much of a stream as there is; the error is
-// unix.ETIMEDOUT if nothing comes.
+// unix.ETIMEDOUT if nothing comes in the time, or longer on a busy machine.
 func (p *Proc) Recv(fd int, wait time.Duration) (Datagram, error) {
-	rp, _, err := p.do(request{Op: "recv", FD: fd, Num: 64 << 10, Wait: wait})
+	rp, _, err := p.do(request{Op: "recv", FD: fd, Num: 64 << 10, Wait: cgtest.Patience(wait)})
 	return Datagram{Data: rp.Data, Cred: rp.Cred, FDs: rp.FDs}, err
 }
 

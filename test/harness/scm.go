@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"cgmanager/cgfs/cgtest"
 )
 
 // scmTimeout is how long a client waits on the side channel, on a machine that
@@ -58,7 +56,7 @@ func (x *Exchange) Kick(cred Cred) error { return x.kick(&cred) }
 func (x *Exchange) KickSelf() error { return x.kick(nil) }
 
 func (x *Exchange) kick(cred *Cred) error {
-	d, err := x.P.Recv(x.fd, cgtest.Patience(scmTimeout))
+	d, err := x.P.Recv(x.fd, scmTimeout)
 	if err != nil {
 		return scmError(err)
 	}
@@ -70,7 +68,7 @@ func (x *Exchange) kick(cred *Cred) error {
 
 // Result returns the next datagram.
 func (x *Exchange) Result() (Datagram, error) {
-	d, err := x.P.Recv(x.fd, cgtest.Patience(scmTimeout))
+	d, err := x.P.Recv(x.fd, scmTimeout)
 	return d, scmError(err)
 }
 

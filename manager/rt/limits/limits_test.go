@@ -37,7 +37,7 @@ func anybody(uint32, identity.Container) bool { return true }
 // memory.
 var audio = policy.Limits{RTPrio: new(uint64(10)), Nice: new(-11), MemLock: new(uint64(1 << 20))}
 
-const rttime = 200000
+const rttime = 1000000
 
 // grants makes Grants on a state directory. granted are threads that hold a grant
 // of their own, of priority 6.
@@ -226,11 +226,11 @@ func TestKernelGiveAndRevoke(t *testing.T) {
 				t.Fatalf("before: %+v", c)
 			}
 			got := give(t, g, p)
-			want := map[string]string{"rtprio": "10", "nice": "-11", "memlock": "1048576", "rttime": "199999"}
+			want := map[string]string{"rtprio": "10", "nice": "-11", "memlock": "1048576", "rttime": "999999"}
 			if !maps.Equal(got, want) {
 				t.Errorf("given %v, want %v", got, want)
 			}
-			now := map[string]string{"rtprio": "10 10", "nice": "31 31", "memlock": "1048576 1048576", "rttime": "199999 199999"}
+			now := map[string]string{"rtprio": "10 10", "nice": "31 31", "memlock": "1048576 1048576", "rttime": "999999 999999"}
 			if l := limitsOf(t, p.HostPID); !maps.Equal(l, now) {
 				t.Errorf("limits %v, want %v", l, now)
 			}
@@ -534,7 +534,7 @@ func TestKernelGiveToAnImpostor(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := harness.Start(t, harness.Spec{UID: 61001, GID: 61001})
-	if err := unix.Prlimit(p.HostPID, unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: 200000, Max: 200000}, nil); err != nil {
+	if err := unix.Prlimit(p.HostPID, unix.RLIMIT_RTTIME, &unix.Rlimit{Cur: rttime, Max: rttime}, nil); err != nil {
 		t.Fatal(err)
 	}
 	run(t, p, lower, [2]uint64{unix.RLIMIT_RTTIME, mark}, nil)
@@ -556,7 +556,7 @@ func TestKernelRevokeSparesOtherGrants(t *testing.T) {
 	before := limitsOf(t, p.HostPID)
 	give(t, g, p)
 	after := p.Spawn(harness.Spec{KeepIDs: true})
-	if second := give(t, g, after); second["rttime"] != "199998" {
+	if second := give(t, g, after); second["rttime"] != "999998" {
 		t.Errorf("the second: %v", second)
 	}
 	child := p.Spawn(harness.Spec{KeepIDs: true})
@@ -778,7 +778,7 @@ func TestFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	entry := `{"PID":` + strconv.Itoa(os.Getpid()) + `,"Started":"` + strconv.FormatUint(started, 10) + `","Mark":199999,"Old":{"14":{"Cur":0,"Max":0}},"Given":{"14":{"Cur":10,"Max":18446744073709551615}}}`
+	entry := `{"PID":` + strconv.Itoa(os.Getpid()) + `,"Started":"` + strconv.FormatUint(started, 10) + `","Mark":999999,"Old":{"14":{"Cur":0,"Max":0}},"Given":{"14":{"Cur":10,"Max":18446744073709551615}}}`
 	for _, tc := range []struct {
 		name, content string
 		entries       int

@@ -464,9 +464,9 @@ func TestKernelWatchdogGrants(t *testing.T) {
 	if harness.Emulated() {
 		rounds = 2000
 	}
+	theirs, ours := fds(pid), fds(os.Getpid())
 	k.watch(s)
 	k.Unwatch(s.ID)
-	theirs, ours := fds(pid), fds(os.Getpid())
 	for i := range rounds {
 		g := s.Grant
 		g.ID = uint64(1000 + i)
