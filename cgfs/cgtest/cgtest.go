@@ -273,13 +273,15 @@ func removeAll(dir string) error {
 	if err != nil {
 		return err
 	}
-	for range 200 {
+	for end := time.Now().Add(Patience(5 * time.Second)); ; time.Sleep(10 * time.Millisecond) {
+		late := time.Now().After(end)
 		if err = os.Remove(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
-		time.Sleep(10 * time.Millisecond)
+		if late {
+			return err
+		}
 	}
-	return err
 }
 
 func thaw(dir string) {
@@ -306,7 +308,7 @@ func Discard(t testing.TB, token string) {
 		return strings.Contains(string(self), ":"+token+":")
 	}
 	t.Cleanup(func() {
-		for range 20 {
+		for end := time.Now().Add(Patience(20 * time.Second)); time.Now().Before(end); {
 			// It goes a while after it was unmounted, and a mount in the
 			// meantime would only make another.
 			for range 50 {
@@ -386,12 +388,13 @@ func NoLeaks(t testing.TB) {
 	fds, routines := openFDs(t), runtime.NumGoroutine()
 	t.Cleanup(func() {
 		var f, r int
-		for range 100 { // goroutines need a moment to end
+		// Goroutines need a moment to end.
+		for end, late := time.Now().Add(Patience(3*time.Second)), false; !late; time.Sleep(10 * time.Millisecond) {
+			late = time.Now().After(end)
 			f, r = openFDs(t), runtime.NumGoroutine()
 			if f <= fds && r <= routines {
 				return
 			}
-			time.Sleep(10 * time.Millisecond)
 		}
 		t.Errorf("leak: %d descriptors were open, now %d; %d goroutines, now %d", fds, f, routines, r)
 	})
@@ -431,7 +434,7 @@ func Headless(t testing.TB, dir string) int {
 		t.Fatal(err)
 	}
 	proc := "/proc/" + strconv.Itoa(pid)
-	for range 1000 {
+	for end := time.Now().Add(Patience(10 * time.Second)); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		b, err := os.ReadFile(proc + "/status")
 		if err != nil {
 			t.Fatal(err)
@@ -442,7 +445,6 @@ func Headless(t testing.TB, dir string) int {
 			}
 			return pid
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	t.Fatal("the first thread does not end")
 	return 0
@@ -452,8 +454,13 @@ func Headless(t testing.TB, dir string) int {
 // It is an error if it does not come.
 func Eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(Patience(within)); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(end) {
+	for end := time.Now().Add(Patience(within)); ; time.Sleep(5 * time.Millisecond) {
+		// It is looked once more after the end: who looks may have stood still until then.
+		late := time.Now().After(end)
+		if ok() {
+			return
+		}
+		if late {
 			t.Errorf("%s: not within %v", what, within)
 			return
 		}

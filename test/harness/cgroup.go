@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs/cgtest"
 )
 
 // unified is the name of the v2 hierarchy.
@@ -436,10 +438,7 @@ func Find(t testing.TB, ctrl string) Hierarchy {
 func (tr *Tree) remove() {
 	for _, h := range Hierarchies() {
 		dir := filepath.Join(h.Mount, tr.Base)
-		for range 200 {
-			if sweep(dir) {
-				break
-			}
+		for end := time.Now().Add(cgtest.Patience(5 * time.Second)); !sweep(dir) && time.Now().Before(end); {
 			time.Sleep(5 * time.Millisecond)
 		}
 		if _, err := os.Stat(dir); err == nil {

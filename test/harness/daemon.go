@@ -194,11 +194,12 @@ func (d *Daemon) count(dir string) int {
 }
 
 // settledFDs waits until the daemon has at most limit files open, or, with
-// limit 0, until the number no longer changes, for a second and a half at
-// most. It returns the number.
+// limit 0, until the number no longer changes, for five seconds at most (longer
+// on a busy machine). It returns the number.
 func (d *Daemon) settledFDs(limit int) int {
 	last, same := -1, 0
-	for range 150 {
+	for end, late := time.Now().Add(cgtest.Patience(5*time.Second)), false; !late; time.Sleep(10 * time.Millisecond) {
+		late = time.Now().After(end)
 		n := d.FDs()
 		if limit > 0 && n <= limit {
 			return n
@@ -211,7 +212,6 @@ func (d *Daemon) settledFDs(limit int) int {
 		if limit == 0 && same == 5 {
 			return n
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	return last
 }
@@ -354,7 +354,7 @@ func Ping(sock string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	wait := unix.NsecToTimeval(int64(cgtest.Patience(2 * time.Second)))
+	wait := unix.NsecToTimeval(int64(cgtest.Patience(5 * time.Second)))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
 		return err
 	}

@@ -304,7 +304,7 @@ func launch(rq *request, rp *reply) ([]int, error) {
 		attr.Credential = &syscall.Credential{Uid: rq.Cred.UID, Gid: rq.Cred.GID}
 	}
 	pid, err := syscall.ForkExec(rq.Argv[0], rq.Argv, &syscall.ProcAttr{
-		Dir: "/", Env: busEnv(), Files: []uintptr{uintptr(in[0]), uintptr(out[1]), 2}, Sys: attr,
+		Dir: "/", Env: inherited("DBUS_SYSTEM_BUS_ADDRESS"), Files: []uintptr{uintptr(in[0]), uintptr(out[1]), 2}, Sys: attr,
 	})
 	if err != nil {
 		return nil, err
@@ -369,20 +369,21 @@ func startPuppet(s Spec, control int) (int, error) {
 	defer unix.Close(dup)
 	return syscall.ForkExec("/proc/self/exe", []string{"puppet"}, &syscall.ProcAttr{
 		Dir:   "/",
-		Env:   append(busEnv(), puppetEnv+"="+env, "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"),
+		Env:   append(inherited("DBUS_SYSTEM_BUS_ADDRESS", "CGM_VM"), puppetEnv+"="+env, "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"),
 		Files: []uintptr{0, 1, 2, uintptr(dup)},
 		Sys:   attr,
 	})
 }
 
-// busEnv is what of the test's own environment a puppet has: which bus is the
-// system's.
-func busEnv() []string {
-	const name = "DBUS_SYSTEM_BUS_ADDRESS"
-	if v := os.Getenv(name); v != "" {
-		return []string{name + "=" + v}
+// inherited is what of the test's own environment others have: a puppet which bus is the
+// system's, and, so that it has as much patience, whether the machine is emulated.
+func inherited(names ...string) (all []string) {
+	for _, name := range names {
+		if v := os.Getenv(name); v != "" {
+			all = append(all, name+"="+v)
+		}
 	}
-	return nil
+	return all
 }
 
 // recvmsg reads one message within wait (for ever if it is negative) and
