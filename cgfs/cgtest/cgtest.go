@@ -454,15 +454,22 @@ func Headless(t testing.TB, dir string) int {
 // It is an error if it does not come.
 func Eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(Patience(within)); ; time.Sleep(5 * time.Millisecond) {
+	if !Until(within, 5*time.Millisecond, ok) {
+		t.Errorf("%s: not within %v", what, within)
+	}
+}
+
+// Until looks every so often whether a condition holds, as long as within, and longer
+// on a slow machine, and says whether it came.
+func Until(within, every time.Duration, ok func() bool) bool {
+	for end := time.Now().Add(Patience(within)); ; time.Sleep(every) {
 		// It is looked once more after the end: who looks may have stood still until then.
 		late := time.Now().After(end)
 		if ok() {
-			return
+			return true
 		}
 		if late {
-			t.Errorf("%s: not within %v", what, within)
-			return
+			return false
 		}
 	}
 }

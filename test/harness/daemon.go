@@ -70,7 +70,7 @@ func StartDaemon(t testing.TB, args ...string) *Daemon {
 	t.Cleanup(d.stop)
 	deadline := time.Now().Add(cgtest.Patience(10 * time.Second))
 	for {
-		if err := Ping(d.Sock); err == nil {
+		if err := ping(d.Sock, true); err == nil {
 			break
 		} else if time.Now().After(deadline) {
 			t.Fatalf("the daemon does not serve: %v\n%s", err, d.Log())
@@ -81,7 +81,7 @@ func StartDaemon(t testing.TB, args ...string) *Daemon {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	d.fds, d.threads = d.settledFDs(0), d.count("task")
+	d.fds, d.threads = d.settledFDs(), d.count("task")
 	return d
 }
 
@@ -193,24 +193,20 @@ func (d *Daemon) count(dir string) int {
 	return len(e)
 }
 
-// settledFDs waits until the daemon has at most limit files open, or, with
-// limit 0, until the number no longer changes, for five seconds at most (longer
-// on a busy machine). It returns the number.
-func (d *Daemon) settledFDs(limit int) int {
+// settledFDs waits until the number of the daemon's open files no longer changes, for a
+// few seconds at most, and returns it.
+func (d *Daemon) settledFDs() int {
 	last, same := -1, 0
 	for end, late := time.Now().Add(cgtest.Patience(5*time.Second)), false; !late; time.Sleep(10 * time.Millisecond) {
 		late = time.Now().After(end)
 		n := d.FDs()
-		if limit > 0 && n <= limit {
-			return n
-		}
 		if n == last {
 			same++
 		} else {
 			last, same = n, 0
 		}
-		if limit == 0 && same == 5 {
-			return n
+		if same == 5 {
+			break
 		}
 	}
 	return last
@@ -222,11 +218,12 @@ func (d *Daemon) stop() {
 	}
 	d.stopped = true
 	if d.Alive() && d.fds > 0 {
-		limit := d.fds
-		if d.Watchdog() != 0 {
-			limit += watchdogFiles // it stays for a while after the last grant
-		}
-		if n := d.settledFDs(limit); n > limit {
+		var n int
+		if !cgtest.Until(5*time.Second, 10*time.Millisecond, func() bool {
+			n = d.FDs()
+			// The watchdog stays for a while after the last grant.
+			return n <= d.fds || n <= d.fds+watchdogFiles && d.Watchdog() != 0
+		}) {
 			d.t.Errorf("the daemon has %d files open, %d before the test:\n%s", n, d.fds, d.fdNames())
 		}
 		// Go keeps its threads. One that is stuck in the kernel shows as one
@@ -348,7 +345,11 @@ func Begin(fd int, data []byte) (answer []byte, err error) {
 }
 
 // Ping asks for an answer, with the rights of the test.
-func Ping(sock string) error {
+func Ping(sock string) error { return ping(sock, false) }
+
+// ping is Ping. With gone it waits, after the answer, until the daemon has closed its
+// end too.
+func ping(sock string, gone bool) error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -376,5 +377,15 @@ func Ping(sock string) error {
 		}
 		got = append(got, buf[:n]...)
 	}
-	return nil
+	if !gone {
+		return nil
+	}
+	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+		return err
+	}
+	n, err := Read(fd, buf)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("%d bytes after the answer", n)
+	}
+	return err
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cgmanager/cgfs/cgtest"
 )
 
 // controlFD is a puppet's end of its control socket (SOCK_SEQPACKET).
@@ -274,7 +276,7 @@ func runCommand(rq *request, rp *reply) error {
 	if rq.Cred != nil {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: rq.Cred.UID, Gid: rq.Cred.GID}
 	}
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = cgtest.Patience(time.Second)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
