@@ -237,21 +237,29 @@ func conformQuota(t *testing.T) {
 	cgtest.NoLeaks(t)
 	e := newEverywhere(t)
 	check(t, e.set("cpus_number", "0.1"))
-	start := time.Now()
-	out, err := e.run(t, "timeout 2 sh -c 'while :; do :; done'; times")
-	check(t, err)
-	took := time.Since(start).Seconds()
-	// The second line is the user and system time of the children (times(1)).
-	_, children, _ := strings.Cut(out, "\n")
-	user, _, ok := strings.Cut(children, "s ")
-	minutes, seconds, ok2 := strings.Cut(user, "m")
-	m, err := strconv.Atoi(minutes)
-	s, err2 := strconv.ParseFloat(seconds, 64)
-	if !ok || !ok2 || err != nil || err2 != nil {
-		t.Fatalf("times: %q", out)
-	}
-	if got := float64(60*m) + s; got == 0 || got > 0.3*took {
-		t.Errorf("%.2f s of %.2f s, want a tenth", got, took)
+	var got, took float64
+	// A machine that stood still may have charged that to the task, which gives it
+	// back later.
+	for end := time.Now().Add(cgtest.Patience(10 * time.Second)); got == 0 || got > 0.3*took; {
+		start := time.Now()
+		if start.After(end) {
+			t.Errorf("%.2f s of %.2f s, want a tenth", got, took)
+			break
+		}
+		out, err := e.run(t, "timeout 2 sh -c 'while :; do :; done'; times")
+		check(t, err)
+		took += time.Since(start).Seconds()
+		// The second line is the user and system time of the children (times(1)).
+		_, children, _ := strings.Cut(out, "\n")
+		times := strings.Fields(children)
+		if len(times) != 2 {
+			t.Fatalf("times: %q", out)
+		}
+		for _, spent := range times {
+			d, err := time.ParseDuration(spent)
+			check(t, err)
+			got += d.Seconds()
+		}
 	}
 }
 
@@ -285,7 +293,5 @@ func conformState(t *testing.T) {
 	check(t, e.set("state", "frozen"))
 	cgtest.Eventually(t, 5*time.Second, "what is frozen stops", func() bool { return !runs() })
 	check(t, e.set("state", "thawed"))
-	if !runs() {
-		t.Error("it does not run, though thawed")
-	}
+	cgtest.Eventually(t, 5*time.Second, "it runs, thawed", runs)
 }

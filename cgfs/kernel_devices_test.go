@@ -419,9 +419,11 @@ func (o deviceOp) do(tr deviceTree) error {
 	err := tr.write(o.path, o.what+" "+o.rule)
 	// A cgroup of v1 that was removed counts as a child until the kernel has
 	// taken it apart.
-	for try := 0; try < 200 && errors.Is(err, unix.EINVAL) && strings.HasPrefix(o.rule, "a") && len(below(tr.dirs, o.path)) == 0; try++ {
-		time.Sleep(10 * time.Millisecond)
-		err = tr.write(o.path, o.what+" "+o.rule)
+	if errors.Is(err, unix.EINVAL) && strings.HasPrefix(o.rule, "a") && len(below(tr.dirs, o.path)) == 0 {
+		cgtest.Until(2*time.Second, 10*time.Millisecond, func() bool {
+			err = tr.write(o.path, o.what+" "+o.rule)
+			return !errors.Is(err, unix.EINVAL)
+		})
 	}
 	return err
 }
@@ -517,7 +519,7 @@ func TestKernelDeviceRulesLife(t *testing.T) {
 			t.Errorf("the new one has rules (%v)", err)
 		}
 	})
-	for range 300 {
+	if !cgtest.Until(3*time.Second, 10*time.Millisecond, func() bool {
 		for id := range seen {
 			p, err := ebpf.NewProgramFromID(id)
 			if errors.Is(err, os.ErrNotExist) {
@@ -527,12 +529,10 @@ func TestKernelDeviceRulesLife(t *testing.T) {
 			check(t, err)
 			check(t, p.Close())
 		}
-		if len(seen) == 0 {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+		return len(seen) == 0
+	}) {
+		t.Errorf("programs are left: %v", seen)
 	}
-	t.Errorf("programs are left: %v", seen)
 }
 
 // attachTheirs attaches a program that is not the daemon's, and returns what

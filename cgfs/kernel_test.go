@@ -772,7 +772,7 @@ func TestKernelManyTasks(t *testing.T) {
 				_ = unix.Pause()
 			}()
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(10 * time.Minute)
 		return
 	}
 	cgtest.Require(t, cgtest.Root)
@@ -786,7 +786,7 @@ func TestKernelManyTasks(t *testing.T) {
 			pid := cgtest.Child(t, "/usr/bin/env", "CGM_TEST_THREADS=1", "/proc/"+strconv.Itoa(os.Getpid())+"/exe", "-test.run=^TestKernelManyTasks$")
 			check(t, p.dir.write("cgroup.procs", strconv.Itoa(pid)))
 			var want []int32
-			for range 1000 {
+			cgtest.Until(10*time.Second, 10*time.Millisecond, func() bool {
 				entries, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/task")
 				check(t, err)
 				want = want[:0]
@@ -795,11 +795,8 @@ func TestKernelManyTasks(t *testing.T) {
 					check(t, err)
 					want = append(want, int32(tid))
 				}
-				if len(want) > threads {
-					break
-				}
-				time.Sleep(10 * time.Millisecond)
-			}
+				return len(want) > threads
+			})
 			got, err := p.dir.Threads()
 			check(t, err)
 			// The runtime of the other process may start a thread meanwhile.

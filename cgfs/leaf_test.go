@@ -307,6 +307,9 @@ func TestKernelLeafForks(t *testing.T) {
 		processes, rounds = 40, 10
 	}
 	pids := forkers(t, p, processes)
+	cgtest.Eventually(t, 5*time.Second, "somebody forks", func() bool {
+		return len(strings.Fields(p.read(t, "cgroup.procs"))) > len(pids)
+	})
 	began, most := time.Now(), 0
 	for round := range rounds {
 		check(t, p.dir.Enable(controller))
@@ -326,7 +329,7 @@ func TestKernelLeafForks(t *testing.T) {
 		// Back, for the next round; frozen, because moves wait for forks.
 		check(t, p.dir.Freeze(t.Context()))
 		p.write(t, "cgroup.subtree_control", "-"+controller)
-		for end := time.Now().Add(30 * time.Second); len(in) > 0 && time.Now().Before(end); {
+		for end := time.Now().Add(cgtest.Patience(30 * time.Second)); len(in) > 0 && time.Now().Before(end); {
 			for _, pid := range in {
 				_ = os.WriteFile(filepath.Join(p.path, "cgroup.procs"), []byte(strconv.Itoa(int(pid))), 0)
 			}

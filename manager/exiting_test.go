@@ -89,13 +89,9 @@ func TestKernelFirstThreadExitedThenMoved(t *testing.T) {
 	if err := m.Kill(self(t, m), strings.TrimPrefix(n, "/")+"/own/jail"); err != nil {
 		t.Errorf("Kill: %v", err)
 	}
-	for range 1000 {
-		if b := read(t, mount+n+"/own/jail/cgroup.events"); strings.Contains(b, "populated 0") {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	t.Error("it lives on")
+	cgtest.Eventually(t, 5*time.Second, "it dies", func() bool {
+		return strings.Contains(read(t, mount+n+"/own/jail/cgroup.events"), "populated 0")
+	})
 }
 
 // Threads that come and go all the time are not seen at rest at the first look,
@@ -117,9 +113,7 @@ print(flush=True)`
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			if err := os.Remove(mount + "/" + n); err != nil {
-				t.Error(err)
-			}
+			cgtest.Eventually(t, 2*time.Second, "its cgroup is empty", func() bool { return os.Remove(mount+"/"+n) == nil })
 		})
 		cmd := exec.Command("python3", "-c", program)
 		out, err := cmd.StdoutPipe()

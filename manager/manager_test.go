@@ -108,8 +108,9 @@ func container(t *testing.T) (pid int, dir string) {
 	pid = cgtest.Child(t, "setpriv", "--reuid", "100000", "--regid", "100000", "--clear-groups",
 		"unshare", "--user", "--map-root-user", "sleep", "300")
 	put(t, pid, dir)
+	// When it runs sleep, its namespace has both maps.
 	cgtest.Eventually(t, 5*time.Second, "a user namespace", func() bool {
-		return strings.Contains(read(t, "/proc/"+strconv.Itoa(pid)+"/uid_map"), "100000")
+		return read(t, "/proc/"+strconv.Itoa(pid)+"/comm") == "sleep"
 	})
 	return pid, dir
 }
@@ -164,12 +165,10 @@ func name(t *testing.T) string {
 				return nil
 			})
 			for _, dir := range slices.Backward(dirs) {
-				for range 100 {
-					if err := os.Remove(dir); err == nil || errors.Is(err, os.ErrNotExist) {
-						break
-					}
-					time.Sleep(5 * time.Millisecond)
-				}
+				cgtest.Until(time.Second, 5*time.Millisecond, func() bool {
+					err := os.Remove(dir)
+					return err == nil || errors.Is(err, os.ErrNotExist)
+				})
 			}
 			if exists(top) {
 				t.Errorf("left behind: %s", top)
@@ -414,13 +413,7 @@ func TestKernelRemoveOnEmpty(t *testing.T) {
 			if err := p.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			for range 100 {
-				if !exists(dir) {
-					return
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
-			t.Error("not removed when its only task had ended")
+			cgtest.Eventually(t, 2*time.Second, "removed when its only task had ended", func() bool { return !exists(dir) })
 		})
 	}
 }

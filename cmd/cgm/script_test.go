@@ -15,6 +15,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -91,7 +92,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 }
 
 func waitGone(cgroup string) error {
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(cgtest.Patience(5 * time.Second))
 	for _, h := range harness.Hierarchies() {
 		for {
 			_, err := os.Stat(filepath.Join(h.Mount, cgroup))

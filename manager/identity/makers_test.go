@@ -4,12 +4,19 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"cgmanager/cgfs/cgtest"
 	"cgmanager/manager/identity"
 )
+
+// comm is the name of the program that a process runs.
+func comm(pid int) string {
+	b, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	return strings.TrimSpace(string(b))
+}
 
 // Whoever makes namespaces side by side is charged for all of them.
 func TestKernelMakers(t *testing.T) {
@@ -26,13 +33,7 @@ func TestKernelMakers(t *testing.T) {
 	}
 	pid := cgtest.Child(t, "setpriv", "--reuid", "61000", "--regid", "61000", "--clear-groups",
 		"unshare", "--user", "--map-root-user", "unshare", "--user", "sleep", "300")
-	for range 1000 {
-		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
-		if err == nil && string(b) == "sleep\n" {
-			break
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	cgtest.Eventually(t, 5*time.Second, "it runs sleep", func() bool { return comm(pid) == "sleep" })
 	if uids, err := host.Makers(open(t, pid)); err != nil || !slices.Equal(uids, []uint32{61000}) {
 		t.Errorf("the namespaces of 61000 were made by %v, %v", uids, err)
 	}
