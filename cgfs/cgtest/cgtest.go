@@ -308,10 +308,10 @@ func Discard(t testing.TB, token string) {
 		return strings.Contains(string(self), ":"+token+":")
 	}
 	t.Cleanup(func() {
-		for end := time.Now().Add(Patience(20 * time.Second)); time.Now().Before(end); {
+		for end, round := time.Now().Add(Patience(20*time.Second)), 1; time.Now().Before(end); round++ {
 			// It goes a while after it was unmounted, and a mount in the
-			// meantime would only make another.
-			for range 50 {
+			// meantime would only make another: longer each time, for a slow machine.
+			for range 50 * round {
 				if !listed() {
 					return
 				}

@@ -276,7 +276,7 @@ func runCommand(rq *request, rp *reply) error {
 	if rq.Cred != nil {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: rq.Cred.UID, Gid: rq.Cred.GID}
 	}
-	cmd.WaitDelay = cgtest.Patience(time.Second)
+	cmd.WaitDelay = cgtest.Patience(5 * time.Second)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
