@@ -32,6 +32,8 @@ type world struct {
 	around *box
 	// proxies are those around, from the outside inwards.
 	proxies []*proxied
+	// pace is about how long a request takes in a race.
+	pace time.Duration
 }
 
 func newWorld(t *testing.T) *world {
@@ -229,6 +231,15 @@ func (w *world) start(s harness.Spec) *harness.Proc {
 func (w *world) uid(p *harness.Proc) uint32 { return p.HostUID - w.first() }
 
 func (w *world) gid(p *harness.Proc) uint32 { return p.HostGID - w.first() }
+
+// freeze freezes a cgroup and waits until all in it stand still: a picture shows who
+// does not yet.
+func (w *world) freeze(cg string) {
+	w.Helper()
+	freezer := harness.Find(w.T, "freezer")
+	w.Write(freezer, cg, "freezer.state", "FROZEN")
+	eventually(w.T, cg+" is frozen", func() bool { return w.Read(freezer, cg, "freezer.state") == "FROZEN" })
+}
 
 // in reports where p is, below the tree, if that is the same in every
 // hierarchy but the named ones; else all of it.

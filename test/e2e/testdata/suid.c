@@ -1,6 +1,6 @@
 /*
  * A setuid-root program: says at once where it is, as root, and waits for the
- * end of standard input. It drops nothing and ends by itself after 20 seconds.
+ * end of standard input. It drops nothing and ends by itself after two minutes.
  */
 #include <fcntl.h>
 #include <unistd.h>
@@ -11,7 +11,7 @@ int main(void)
 	int fd = open("/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
 	ssize_t n = fd < 0 ? -1 : read(fd, buf, sizeof buf - 1);
 
-	alarm(20);
+	alarm(120);
 	if (geteuid() != 0 || n <= 0)
 		return 4;
 	buf[n++] = '\0'; /* the end of what it says */
