@@ -76,11 +76,7 @@ func TestKernelChain(t *testing.T) {
 			tasks := ask.v1("ListTasks", "x")
 			want(t, "ListTasks", tasks, []any{[]uint32{uint32(u.NSpid()[3])}, uint32(0)})
 			want(t, "GetPidCgroup", ask.v0("GetPidCgroup", "memory", u.NSpid()[3])[0], "x")
-			var threads []int32
-			for _, numbers := range u.Threads() {
-				threads = append(threads, numbers[3])
-			}
-			want(t, "GetTasks", ask.v0("GetTasks", "memory", "x")[0], threads)
+			wantThreads(t, "GetTasks", u, c, func() any { return ask.v0("GetTasks", "memory", "x")[0] })
 			abs := strings.TrimPrefix("c1/c2/c3/x", via.from)
 			want(t, "GetPidCgroupAbs", ask.v0("GetPidCgroupAbs", "memory", u.NSpid()[3])[0], abs)
 			ask.v1("Chown", "x", uint32(7), uint32(7))

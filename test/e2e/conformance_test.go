@@ -212,7 +212,7 @@ func conform1(c *client) {
 	time.Sleep(50 * time.Millisecond)
 	c.v1("[V] 0", "ListTasks", "web")
 	c.v1("", "SetValue", "web", values{"state": "thawed"})
-	c.v1("map[state:thawed]", "GetValue", "web", list{"state"})
+	c.becomes("map[state:thawed]", harness.V1, "GetValue", "web", list{"state"})
 	c.becomes("[] 0", harness.V1, "ListTasks", "web")
 	if ws := c.end(v); ws.ExitStatus() != 0 {
 		c.t.Errorf("who was frozen and thawed: %v", ws)

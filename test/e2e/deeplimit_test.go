@@ -69,14 +69,16 @@ func TestKernelDeepLimits(t *testing.T) {
 	t.Run("pids of the outermost", func(t *testing.T) {
 		l := l.in(t)
 		l.cgm("create all many")
-		w.Write(pids, a.cg, "pids.max", strconv.Itoa(l.number(pids, a.cg, "pids.current")+10))
+		// Some of it goes to cgm, and to threads that the proxies may want.
+		const more = 40
+		w.Write(pids, a.cg, "pids.max", strconv.Itoa(l.number(pids, a.cg, "pids.current")+more))
 		l.cgm("set many pids.limit=max")
-		said, _ := l.run("many", "fork", "40")
-		if n, err := strconv.Atoi(said); err != nil || n < 1 || n > 10 {
-			t.Errorf("%q processes, 10 allowed", said)
+		said, _ := l.run("many", "fork", "80")
+		if n, err := strconv.Atoi(said); err != nil || n < 1 || n > more {
+			t.Errorf("%q processes, %d allowed", said, more)
 		}
 		w.Write(pids, a.cg, "pids.max", "max")
-		if said, _ := l.run("many", "fork", "40"); said != "40" {
+		if said, _ := l.run("many", "fork", "80"); said != "80" {
 			t.Errorf("%q processes without the limit", said)
 		}
 	})
@@ -129,16 +131,17 @@ func (l *limited) run(cg string, args ...string) (string, unix.WaitStatus) {
 	if err != nil {
 		l.Error(err)
 	}
-	ws, err := v.End(cgtest.Patience(3 * time.Second))
+	ws, err := v.End(cgtest.Patience(10 * time.Second))
 	if err != nil {
 		l.Error(err)
 	}
 	return said, ws
 }
 
-// hog runs one that takes what it gets in a cgroup. It never has more than is
-// allowed, in cpus, and a tenth of that; where others want the machine it may have
-// less than the part of it that is to be seen for a while.
+// hog runs one that takes what it gets in a cgroup. It has no more than is allowed, in
+// cpus, and a tenth of that: what it has at once, as a processor that was stalled with
+// it on counts it, it lacks later. Where others want the machine it may have less than
+// the part of it that is to be seen for a while.
 func (l *limited) hog(cg string, allowed, part float64) {
 	l.Helper()
 	v := l.c.Launch(nil, "/bin/sh", "-c", `ulimit -t 20; read x; while :; do :; done`)
@@ -146,7 +149,7 @@ func (l *limited) hog(cg string, allowed, part float64) {
 		if err := v.Kill(); err != nil {
 			l.Error(err)
 		}
-		if _, err := v.End(time.Second); err != nil {
+		if _, err := v.End(cgtest.Patience(5 * time.Second)); err != nil {
 			l.Error(err)
 		}
 	}()
@@ -155,19 +158,23 @@ func (l *limited) hog(cg string, allowed, part float64) {
 		l.Fatal(err)
 	}
 	time.Sleep(200 * time.Millisecond)
-	for range 6 {
-		start, used := time.Now(), l.used(l.c.cg+"/"+cg)
+	var share float64
+	start, used := time.Now(), l.used(l.c.cg+"/"+cg)
+	for range 8 {
 		time.Sleep(5 * time.Second)
-		used, took := l.used(l.c.cg+"/"+cg)-used, time.Since(start)
-		l.Logf("%v of cpu time in %v", used, took)
-		switch share := used.Seconds() / took.Seconds(); {
-		case share > 1.1*allowed:
-			l.Fatalf("it had %.3f of a cpu, %.2f is allowed", share, allowed)
+		had := l.used(l.c.cg+"/"+cg) - used
+		took := time.Since(start)
+		l.Logf("%v of cpu time in %v", had, took)
+		share = had.Seconds() / took.Seconds()
+		switch {
+		case share > 1.1*allowed: // of a longer time it may be less
+			continue
 		case share >= part*allowed:
 			return
 		}
+		start, used = time.Now(), l.used(l.c.cg+"/"+cg)
 	}
-	l.Errorf("it never had %.2f of a cpu, which is allowed", allowed)
+	l.Errorf("it had %.3f of a cpu, and %.2f is allowed", share, allowed)
 }
 
 // used is the cpu time that a cgroup has had.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/privcheck/matrix"
 	"cgmanager/test/harness"
 )
@@ -289,7 +290,7 @@ func (m *replay) restore(now picture) {
 	m.Helper()
 	for path, v := range m.victims {
 		if !alive(v.host) {
-			if _, err := v.child.End(time.Second); err != nil {
+			if _, err := v.child.End(cgtest.Patience(time.Second)); err != nil {
 				m.t.Fatal(err)
 			}
 			all := matrix.Cgroups()

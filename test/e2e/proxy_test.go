@@ -75,7 +75,7 @@ func (x *proxied) log() string {
 // the number no longer changes, and returns it.
 func (x *proxied) settled(limit int) int {
 	last, same := -1, 0
-	for range 150 {
+	for end := time.Now().Add(cgtest.Patience(5 * time.Second)); time.Now().Before(end); {
 		all, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", x.pid))
 		n := len(all)
 		if same++; n != last {
@@ -202,10 +202,10 @@ func (b *box) answers(sock string, commands []string) (all []string) {
 	v := b.Launch(nil, "/bin/sh", "-c", "while :; do read x || exit; done")
 	defer func() { _, _ = v.End(time.Second) }()
 	vars := fmt.Sprintf(`
-S="dbus-send --peer=unix:path=%s --print-reply --reply-timeout=5000 /org/linuxcontainers/cgmanager"
+S="dbus-send --peer=unix:path=%s --print-reply --reply-timeout=%d /org/linuxcontainers/cgmanager"
 I=org.linuxcontainers.cgmanager0_0 J=org.linuxcontainers.CGManager1
 U1="setpriv --reuid 1000 --regid 1000 --clear-groups" V=%d
-`, sock, v.PID)
+`, sock, cgtest.Patience(10*time.Second).Milliseconds(), v.PID)
 	pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, v.PID))
 	stamp := regexp.MustCompile(`time=[0-9.]+ `)
 	for _, command := range commands {
@@ -415,7 +415,7 @@ func TestKernelProxyRestart(t *testing.T) {
 	var de *harness.DBusError
 	if took := time.Since(began); !errors.As(err, &de) || !strings.HasSuffix(de.Name, ".Error.Busy") || !strings.Contains(de.Text, "not carried out") {
 		t.Errorf("after %v: %v", took, err)
-	} else if took < 1500*time.Millisecond || took > cgtest.Patience(4*time.Second) {
+	} else if took < 1500*time.Millisecond || took > cgtest.Patience(8*time.Second) {
 		t.Errorf("the request waited %v", took)
 	}
 	d = start()
@@ -496,11 +496,14 @@ unset CGMANAGER_ADDRESS
 before=$(cat /proc/self/mountinfo)
 places="/run/cgmanager/sock /sys/fs/cgroup/cgmanager/sock"
 lower="/run/cgmanager.lower/sock /sys/fs/cgroup/cgmanager.lower/sock"
-serves() {
-	for i in $(seq 100); do [ -S /sys/fs/cgroup/manager ] && cgm ping 2>/dev/null && break; sleep 0.1; done
+proxys() {
 	for s in $places /sys/fs/cgroup/manager; do
-		[ "$(CGMANAGER_ADDRESS=$s cgm status | grep daemon)" = "daemon       pid $1, uid 0" ] || { echo "$s is not the proxy's"; exit 1; }
+		[ "$(CGMANAGER_ADDRESS=$s cgm status 2>/dev/null | grep daemon)" = "daemon       pid $1, uid 0" ] || { echo "$s is not the proxy's"; return 1; }
 	done
+}
+serves() {
+	for i in $(seq 300); do proxys $1 >/dev/null && break; sleep 0.1; done
+	proxys $1 || exit 1
 	for s in $lower; do
 		CGMANAGER_ADDRESS=$s cgm status | grep -q "outside of this pid namespace" || { echo "$s is not the daemon's"; exit 1; }
 	done
@@ -526,11 +529,11 @@ ls -d /run/*.lower /sys/fs/cgroup/*.lower /sys/fs/cgroup/manager 2>/dev/null && 
 echo fine
 `
 	child := b.Launch(nil, "/bin/bash", "-c", "exec 2>&1; export PATH="+filepath.Dir(harness.Binary(t, "cgm"))+":/usr/sbin:/sbin:$PATH\n"+script)
-	out, err := child.Said(cgtest.Patience(15 * time.Second))
+	out, err := child.Said(cgtest.Patience(45 * time.Second))
 	if err != nil {
 		t.Error(err)
 	}
-	status, err := child.End(cgtest.Patience(time.Second))
+	status, err := child.End(cgtest.Patience(10 * time.Second))
 	if err != nil || !status.Exited() || status.ExitStatus() != 0 || !strings.HasSuffix(out, "fine\n") || !strings.Contains(out, "another cgproxy serves this container already") {
 		t.Errorf("exit %#x: %s", status, out)
 	}
@@ -579,7 +582,7 @@ func TestKernelProxyBadInput(t *testing.T) {
 			"a link for a file", "ln -s " + dir + "/there " + dir + "/link; " + mine("--lower unix:path="+w.d.Sock+" --pidfile "+dir+"/link") + "; r=$?; rm " + dir + "/link; exit $r", 1,
 			[]string{"--pidfile", "too many levels of symbolic links"},
 		},
-		{"in use", "cgproxy --lower unix:path=" + w.d.Sock + " --listen unix:path=" + dir + "/taken & p=$!; for i in {1..300}; do [ -S " + dir + "/taken ] && break; sleep 0.1; done; cgproxy --lower unix:path=" +
+		{"in use", "cgproxy --lower unix:path=" + w.d.Sock + " --listen unix:path=" + dir + "/taken & p=$!; for i in {1..300}; do CGMANAGER_ADDRESS=" + dir + "/taken cgm ping 2>/dev/null && break; sleep 0.1; done; cgproxy --lower unix:path=" +
 			w.d.Sock + " --listen unix:path=" + dir + "/taken; r=$?; kill $p; wait $p; exit $r", 1, []string{"another daemon answers there", "hint:"}},
 		{
 			"no privilege", "setpriv --bounding-set -sys_admin --inh-caps -sys_admin cgproxy --lower unix:path=" + w.d.Sock + " --listen unix:path=" + dir + "/p", 1,
@@ -606,7 +609,7 @@ func TestKernelProxyBadInput(t *testing.T) {
 	t.Run("on the host", func(t *testing.T) {
 		p := harness.Start(t, harness.Spec{})
 		out, code := p.Exec(nil, "unshare", "-m", "sh", "-c", "mount -t tmpfs none /run; mkdir /run/cgmanager; mount --bind "+
-			filepath.Dir(w.d.Sock)+" /run/cgmanager; mount -t tmpfs none /sys/fs/cgroup; exec timeout 5 "+harness.Binary(t, "cgproxy"))
+			filepath.Dir(w.d.Sock)+" /run/cgmanager; mount -t tmpfs none /sys/fs/cgroup; exec timeout 60 "+harness.Binary(t, "cgproxy"))
 		if code != 1 || !strings.Contains(out, "here nobody needs a proxy") {
 			t.Errorf("exit %d: %s", code, out)
 		}
@@ -727,12 +730,15 @@ mkdir /sys/fs/cgroup/cgmanager
 mount --bind /run/cgmanager /sys/fs/cgroup/cgmanager
 unset CGMANAGER_ADDRESS
 before=$(cat /proc/self/mountinfo)
+proxys() {
+	for s in /run/cgmanager/sock /sys/fs/cgroup/cgmanager/sock; do
+		[ "$(CGMANAGER_ADDRESS=$s cgm status 2>/dev/null | grep daemon)" = "daemon       pid $1, uid 0" ] || { echo "$s is not the proxy's"; return 1; }
+	done
+}
 for kill in 9 15; do
 	cgproxy & pid=$!
-	for i in $(seq 100); do [ -S /run/cgproxy/sock ] && cgm ping 2>/dev/null && break; sleep 0.1; done
-	for s in /run/cgmanager/sock /sys/fs/cgroup/cgmanager/sock; do
-		[ "$(CGMANAGER_ADDRESS=$s cgm status | grep daemon)" = "daemon       pid $pid, uid 0" ] || { echo "$s is not the proxy's"; exit 1; }
-	done
+	for i in $(seq 300); do proxys $pid >/dev/null && break; sleep 0.1; done
+	proxys $pid || exit 1
 	kill -$kill $pid
 	wait $pid || [ $kill = 9 ]
 done
@@ -743,11 +749,11 @@ rmdir /sys/fs/cgroup/cgmanager
 echo fine
 `
 	child := b.Launch(nil, "/usr/bin/unshare", "-C", "/bin/bash", "-c", "exec 2>&1; export PATH="+filepath.Dir(harness.Binary(t, "cgm"))+":/usr/sbin:/sbin:$PATH\n"+script)
-	out, err := child.Said(cgtest.Patience(15 * time.Second))
+	out, err := child.Said(cgtest.Patience(45 * time.Second))
 	if err != nil {
 		t.Error(err)
 	}
-	status, err := child.End(cgtest.Patience(time.Second))
+	status, err := child.End(cgtest.Patience(10 * time.Second))
 	if err != nil || !status.Exited() || status.ExitStatus() != 0 || !strings.HasSuffix(out, "fine\n") || strings.Contains(out, "left behind") {
 		t.Errorf("exit %#x: %s", status, out)
 	}

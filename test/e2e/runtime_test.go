@@ -92,7 +92,7 @@ func newUser(t *testing.T, w *world, program string) *rootless {
 			`cgm movepid all "$0" $$ && exec setpriv --reuid 1000 --regid 1000 --clear-groups sh -c "$1"`,
 			strings.TrimPrefix(r.path, "/"), script)
 		cmd.Env = append(os.Environ(), r.environment(w.d.Sock)...)
-		cmd.WaitDelay = time.Second
+		cmd.WaitDelay = cgtest.Patience(5 * time.Second)
 		out, err := cmd.CombinedOutput()
 		if _, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
 			t.Fatalf("%s: %v\n%s", script, err, out)

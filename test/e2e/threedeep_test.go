@@ -133,6 +133,10 @@ func deepDay(w *world, b *box, sock string, cgm bool) {
 	reads := func(h harness.Hierarchy, file, value string) func() {
 		return func() { t.Helper(); want(t, file, w.Read(h, b.cg+"/day", file), value) }
 	}
+	frozen := func() { // on v1 once it stands still
+		t.Helper()
+		eventually(t, "it is frozen", func() bool { return w.Read(freezer, b.cg+"/day", "freezer.state") == "FROZEN" })
+	}
 	there := func(is bool) func() {
 		return func() {
 			t.Helper()
@@ -154,7 +158,7 @@ func deepDay(w *world, b *box, sock string, cgm bool) {
 		},
 		{"$J.GetValue string:day array:string:memory.limit", "get day memory.limit", "67108864", nil},
 		{"$I.MovePid string:all string:day int32:$V", "movepid all day $V", "", in(b.cg + "/day")},
-		{"$I.SetValue string:freezer string:day string:freezer.state string:FROZEN", "freeze day", "", reads(freezer, "freezer.state", "FROZEN")},
+		{"$I.SetValue string:freezer string:day string:freezer.state string:FROZEN", "freeze day", "", frozen},
 		{"$I.GetTasks string:memory string:day", "gettasks memory day", fmt.Sprint(v.PID), nil},
 		{"$I.ListChildren string:memory string:", "listchildren memory ''", "day", nil},
 		{"$J.SetValue string:day dict:string:string:state,thawed", "thaw day", "", reads(freezer, "freezer.state", "THAWED")},
@@ -166,7 +170,7 @@ func deepDay(w *world, b *box, sock string, cgm bool) {
 		env := "unset CGMANAGER_ADDRESS; V=" + fmt.Sprint(v.PID) + "; "
 		if !cgm {
 			env += "I=" + harness.V0 + " J=" + harness.V1 + "; "
-			command = "dbus-send --peer=unix:path=" + sock + " --print-reply --reply-timeout=9000 /org/linuxcontainers/cgmanager " + step.dbus
+			command = "dbus-send --peer=unix:path=" + sock + " --print-reply --reply-timeout=60000 /org/linuxcontainers/cgmanager " + step.dbus
 		}
 		out, code := b.sh(sock, env+command)
 		if code != 0 || !strings.Contains(out, step.says) || cgm && step.says == "" && out != "" {
@@ -190,7 +194,7 @@ func deepAbs(w *world, b *box) {
 	ask := func(sock, command string) (string, int) {
 		t.Helper()
 		return u.Exec(nil, "/bin/sh", "-c", "dbus-send --peer=unix:path="+sock+
-			" --print-reply=literal --reply-timeout=9000 /org/linuxcontainers/cgmanager "+harness.V0+"."+command+fmt.Sprint(" int32:", pid))
+			" --print-reply=literal --reply-timeout=60000 /org/linuxcontainers/cgmanager "+harness.V0+"."+command+fmt.Sprint(" int32:", pid))
 	}
 	w.Place(u, b.cg+"/low")
 	w.Place(v, b.cg+"/low/x")

@@ -357,7 +357,7 @@ func (s *Site) Start(t testing.TB, c Config) *Container {
 func (c *Container) StartIt(t testing.TB) {
 	t.Helper()
 	c.stopped = false
-	if out, code := c.outer.Run(t, c.start()+fmt.Sprintf(" && lxc-wait -P %s -n %s -s RUNNING -t 60", c.outer.Dir, c.Name)); code != 0 {
+	if out, code := c.outer.Run(t, c.start()+fmt.Sprintf(" && lxc-wait -P %s -n %s -s RUNNING -t %d", c.outer.Dir, c.Name, int(patience().Seconds()))); code != 0 {
 		t.Fatalf("%s does not start: %s\n%s", c.Name, out, c.log(t))
 	}
 }

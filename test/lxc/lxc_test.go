@@ -63,7 +63,10 @@ func reboots(t *testing.T, host, by *lxc.Site, c *lxc.Container) {
 		first := c.Pid(t)
 		by.Do(t, fmt.Sprintf("lxc-stop -P %s -n %s -r", by.Dir, c.Name))
 		eventually(t, "it has rebooted", func() bool { p := c.Pid(t); return p != "" && p != first })
-		if after := where(); after != before {
+		// What LXC makes anew it may not have removed before.
+		after := ""
+		eventually(t, "after a reboot it is where it was", func() bool { after = where(); return after == before })
+		if after != before {
 			t.Errorf("after a reboot there are\n%s, before\n%s", after, before)
 		}
 	}
@@ -97,7 +100,7 @@ cgm get web memory.limit pids.limit cpus_number
 sleep 1000 >/dev/null 2>&1 & cgm movepid all web $!
 cgm getpidcgroup memory $!
 cgm gettasks memory web | wc -l
-cgm freeze web; cgm get web state; cgm thaw web
+cgm freeze web; until cgm get web state | grep -x frozen; do sleep 0.1; done; cgm thaw web
 cgm tree web | grep -o 50.0M
 cgm remove memory web 2>&1 | grep -o 'there are tasks in it'
 cgm kill web; wait $! || cgm remove all web

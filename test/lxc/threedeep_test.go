@@ -26,7 +26,7 @@ func TestKernelLXCThreeDeep(t *testing.T) {
 	start := func(by *lxc.Site, c lxc.Config) *lxc.Container {
 		t.Helper()
 		k := by.Start(t, c)
-		k.Do(t, `n=0; until [ -e /tmp/started ] || [ $n = 300 ]; do sleep 0.1; n=$((n+1)); done
+		k.Do(t, `n=0; until [ -e /tmp/started ] || [ $n = 3000 ]; do sleep 0.1; n=$((n+1)); done
 [ -d /run/cgmanager.lower ] || { cat /tmp/cgproxy.log; exit 1; }`)
 		return k
 	}
@@ -113,7 +113,7 @@ for sock in /run/cgmanager/sock /run/host/sock; do
 		d cgmanager0_0.MovePid string:all string:day int32:$V; where
 		d cgmanager0_0.GetPidCgroup string:memory int32:$V
 		d CGManager1.SetValue string:day dict:string:string:state,frozen
-		d CGManager1.GetValue string:day array:string:state
+		until d CGManager1.GetValue string:day array:string:state | grep 'state frozen'; do sleep 0.1; done
 		d cgmanager0_0.GetTasks string:memory string:day
 		d cgmanager0_0.ListChildren string:memory string: | tr ' ' '\n' | grep -x day
 		d CGManager1.SetValue string:day dict:string:string:state,thawed
@@ -132,7 +132,7 @@ for sock in /run/cgmanager/sock /run/host/sock; do
 		cgm movepid all day $V; where
 		cgm getpidcgroup memory $V
 		cgm freeze day
-		cgm get day state
+		until cgm get day state | grep -x frozen; do sleep 0.1; done
 		cgm gettasks memory day
 		cgm listchildren memory '' | grep -x day
 		cgm thaw day

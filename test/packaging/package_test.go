@@ -54,7 +54,7 @@ func try(t *testing.T, script string) (string, int) {
 	cmd := exec.Command("/bin/sh", "-ec", script)
 	// The runlevel is what sysvinit would note; systemd does not ask.
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=2", "PREVLEVEL=N")
-	cmd.WaitDelay = 5 * time.Second // a daemon that keeps our output open
+	cmd.WaitDelay = cgtest.Patience(5 * time.Second) // a daemon that keeps our output open
 	out, err := cmd.CombinedOutput()
 	if errors.Is(err, exec.ErrWaitDelay) {
 		t.Errorf("%s\na process that it left holds its output open", script)
@@ -90,12 +90,18 @@ func served(t *testing.T) int {
 	return daemon(t)
 }
 
-// daemon returns the daemon's number: it is the only process of this name.
-func daemon(t *testing.T) int {
+// daemon returns the daemon's number: it is the only process of this name, once one
+// that it has replaced has ended.
+func daemon(t *testing.T) (pid int) {
 	t.Helper()
-	out := sh(t, "ps -eo pid=,comm=,args= | awk '$2 == \"cgmanager\" && !/--hold-scope|--realtime-watchdog/ {print $1}'")
-	pid, err := strconv.Atoi(strings.TrimSpace(out))
-	if err != nil {
+	var out string
+	eventually(t, "there is one daemon", func() bool {
+		out = sh(t, "ps -eo pid=,comm=,args= | awk '$2 == \"cgmanager\" && !/--hold-scope|--realtime-watchdog/ {print $1}'")
+		var err error
+		pid, err = strconv.Atoi(strings.TrimSpace(out))
+		return err == nil
+	})
+	if pid == 0 {
 		t.Fatalf("daemons: %q", out)
 	}
 	return pid
@@ -264,14 +270,15 @@ func TestKernelPackage(t *testing.T) {
 	if out := sh(t, "find /etc /lib/systemd /usr /var/lib/systemd /var/lib/dpkg/info -name '*cgmanager*' -o -name '*cgproxy*'"); out != "" {
 		t.Errorf("left is\n%s", out)
 	}
-	if out := sh(t, "ps -eo comm= | grep -x 'cgmanager\\|cgproxy' || true"); out != "" {
-		t.Errorf("left is running\n%s", out)
-	}
+	eventually(t, "nothing is left running", func() bool {
+		return sh(t, "ps -eo comm= | grep -x 'cgmanager\\|cgproxy' || true") == ""
+	})
 	if got := sh(t, mounted); got != mounts {
 		t.Errorf("mounts after it\n%s\nbefore\n%s", got, mounts)
 	}
 	var now []string
 	for end := time.Now().Add(cgtest.Patience(5 * time.Second)); !slices.Equal(now, before); now = cgroups(t) {
+		time.Sleep(20 * time.Millisecond)
 		if time.Now().After(end) {
 			t.Fatalf("cgroups after it\n%s\nbefore\n%s", strings.Join(now, "\n"), strings.Join(before, "\n"))
 		}
@@ -378,7 +385,7 @@ func use(t *testing.T, systemd bool) {
 	cgm run demo --set memory.limit=100M --set pids.limit=50 -- cgm get '' memory.limit pids.limit
 	cgm run batch -- sleep 300 &
 	for i in $(seq 300); do cgm gettasks all batch 2>/dev/null | grep -q . && break; sleep 0.1; done
-	cgm freeze batch; cgm get batch state; cgm thaw batch; cgm kill batch
+	cgm freeze batch; for i in $(seq 300); do cgm get batch state | grep -x frozen && break; sleep 0.1; done; cgm thaw batch; cgm kill batch
 	cgm create all alice; cgm chown all alice 1000 1000
 	cgm set alice 'devices_blacklist=c 1:5 rwm' cpus_allowed=0
 	sh -c 'cgm movepid all alice $$
