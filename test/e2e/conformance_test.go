@@ -91,7 +91,11 @@ func (c *client) v0(want, member string, args ...any) {
 
 func (c *client) is(want, iface, member string, args []any) {
 	c.t.Helper()
-	r, err := c.c.Call(iface, member, args...)
+	var r []any
+	err := unhurried(member, func() (err error) {
+		r, err = c.c.Call(iface, member, args...)
+		return err
+	})
 	if got := c.answer(r, err); got != want {
 		c.t.Errorf("%s%q is answered %q (%v), want %q", member, args, got, err, want)
 	}

@@ -211,37 +211,45 @@ func (m *replay) look() picture {
 	for path, v := range m.victims {
 		names[strconv.Itoa(v.host)] = "victim of " + path
 	}
-	pic := picture{}
-	for _, h := range harness.Hierarchies() {
-		for _, top := range []string{m.who.Tree, "far-" + m.who.Tree} {
-			m.lookAt(pic, names, h, top)
+	// What is removed when it is empty may go while it is looked at: then once more.
+	for end := time.Now().Add(cgtest.Patience(5 * time.Second)); ; {
+		pic, err := picture{}, error(nil)
+		for _, h := range harness.Hierarchies() {
+			for _, top := range []string{m.who.Tree, "far-" + m.who.Tree} {
+				err = errors.Join(err, m.lookAt(pic, names, h, top))
+			}
+		}
+		if err == nil {
+			return pic
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) || time.Now().After(end) {
+			m.t.Fatal(err)
 		}
 	}
-	return pic
 }
 
-func (m *replay) lookAt(pic picture, names map[string]string, h harness.Hierarchy, cg string) {
+func (m *replay) lookAt(pic picture, names map[string]string, h harness.Hierarchy, cg string) error {
 	m.Helper()
 	dir := m.Dir(h, cg)
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return
+		return nil
 	}
 	if err != nil {
-		m.t.Fatal(err)
+		return err
 	}
 	key := h.Name + ":" + cg
 	var all strings.Builder
-	note := func(name string) {
+	files := []string{"."}
+	for _, e := range entries {
+		files = append(files, e.Name())
+	}
+	for _, name := range files {
 		var st unix.Stat_t
 		if err := unix.Lstat(dir+"/"+name, &st); err != nil {
-			m.t.Fatal(err)
+			return err
 		}
 		fmt.Fprintf(&all, "%s %o %d:%d\n", name, st.Mode, st.Uid, st.Gid)
-	}
-	note(".")
-	for _, e := range entries {
-		note(e.Name())
 	}
 	pic[key] = all.String()
 	var mark [64]byte
@@ -253,7 +261,15 @@ func (m *replay) lookAt(pic picture, names map[string]string, h harness.Hierarch
 			pic[key+" "+f] = string(b)
 		}
 	}
-	in := strings.Fields(m.Read(h, cg, "cgroup.procs"))
+	var list string
+	if h.V2 {
+		list = m.Read(h, cg, "cgroup.procs")
+	} else if b, err := os.ReadFile(dir + "/cgroup.procs"); err == nil {
+		list = string(b)
+	} else {
+		return err
+	}
+	in := strings.Fields(list)
 	for i, pid := range in {
 		if n, ok := names[pid]; ok {
 			in[i] = n
@@ -262,10 +278,14 @@ func (m *replay) lookAt(pic picture, names map[string]string, h harness.Hierarch
 	slices.Sort(in)
 	pic[key+procs] = strings.Join(in, ", ")
 	for _, e := range entries {
-		if e.IsDir() {
-			m.lookAt(pic, names, h, cg+"/"+e.Name())
+		if !e.IsDir() {
+			continue
+		}
+		if err := m.lookAt(pic, names, h, cg+"/"+e.Name()); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // diff returns the keys in which two pictures differ.
@@ -622,8 +642,7 @@ func (m *replay) ask1(row matrix.Row, name string, v *victim) error {
 		defer m.r.Close(fd)
 		args = append(args, harness.FD(fd))
 	}
-	_, err := m.c.V1(row.Method, args...)
-	return err
+	return unhurried(row.Method, func() error { return second(m.c.V1(row.Method, args...)) })
 }
 
 func (m *replay) ask0(row matrix.Row, name string, v *victim) error {
