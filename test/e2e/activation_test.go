@@ -82,7 +82,7 @@ func TestKernelSocketActivation(t *testing.T) {
 		for range cap(waiting) {
 			go func() { waiting <- harness.Ping(sock) }()
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) // most of them are in the socket, whose others come while it starts
 		daemon = start(passed)
 		for range cap(waiting) {
 			if err := <-waiting; err != nil {

@@ -150,7 +150,7 @@ var passFDs = harness.Inside("pass files", func(a fdArgs) ([]badResult, error) {
 				return nil, err
 			}
 		}
-		serr := unix.Sendmsg(c, a.Data, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		serr := sendFiles(c, a.Data, fds...)
 		for _, fd := range fds {
 			unix.Close(fd) // so that the daemon's copy is the last
 		}

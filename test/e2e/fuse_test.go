@@ -12,6 +12,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -89,7 +90,7 @@ var passStuck = harness.Inside("pass a stuck file", func(a stuckArgs) (int, erro
 		if err != nil {
 			return taken, err
 		}
-		if err := unix.Sendmsg(c, a.Data, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
+		if err := sendFiles(c, a.Data, fds...); err != nil {
 			return taken, err
 		}
 		for a.Read {
@@ -168,13 +169,7 @@ func TestKernelBadInputFUSE(t *testing.T) {
 	}
 	pass(1, 4, announcing(t, 1, harness.V1, "MoveFd", "", h)[:40], false)
 	// What there was before is counted with the witnesses' connections at their most.
-	n := 0
-	for deadline := time.Now().Add(patience()); n < s.fds+8 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		n = max(n, s.d.FDs())
-	}
-	if n < s.fds+8 {
-		t.Errorf("%d files open, %d before: are they stuck at all?", n, s.fds)
-	}
+	eventually(t, "files are stuck", func() bool { return s.d.FDs() >= s.fds+8 })
 	// As many as go.
 	full := announcing(t, 253, harness.V0, "Ping", int32(0))
 	taken := pass(253, 12, full, true)
@@ -182,10 +177,10 @@ func TestKernelBadInputFUSE(t *testing.T) {
 	if taken == 12 {
 		t.Error("there is no end to what may be passed")
 	}
-	if n = s.d.FDs(); n > s.fds+2048 {
+	if n := s.d.FDs(); n > s.fds+2048 {
 		t.Errorf("%d files are open", n)
 	}
-	if n = s.threadCount(); n > s.threads+16 {
+	if n := s.threadCount(); n > s.threads+16 {
 		t.Errorf("%d threads, %d before", n, s.threads)
 	}
 	// Its own calls are answered as before.
@@ -196,7 +191,7 @@ func TestKernelBadInputFUSE(t *testing.T) {
 	if took := time.Since(start); took > patience() {
 		t.Errorf("its own call took %v", took)
 	}
-	time.Sleep(300 * time.Millisecond) // for the witnesses
+	s.witnessed(12)
 	p.end(t)
 	s.over(t, 5*time.Second)
 }
@@ -237,10 +232,7 @@ func TestKernelNothingLostFUSE(t *testing.T) {
 			c.end(d)
 			start := time.Now()
 			next := startService(t, p, dir, dir+"/sock", dir+"/state", c.args...)
-			for range 200 {
-				if next.answers() {
-					break
-				}
+			for end := start.Add(cgtest.Patience(5 * time.Second)); !next.answers() && time.Now().Before(end); {
 				time.Sleep(10 * time.Millisecond)
 				if ended, _ := next.ended(); ended {
 					// A service manager tries again.

@@ -27,7 +27,8 @@ import (
 type loadArgs struct {
 	Sock, Name string
 	Clients    int
-	For        time.Duration
+	// Until is a file that ends it as soon as it is there.
+	Until string
 	// Killed: the daemon is killed now and then. What was asked and not answered
 	// may have been carried out, in part as well: it is asked again.
 	Killed bool
@@ -82,7 +83,11 @@ type loader struct {
 }
 
 func (l *loader) run() {
-	for end := time.Now().Add(l.For); time.Now().Before(end) && len(l.Wrong) < 5; {
+	// In no case longer than the test waits.
+	for end := time.Now().Add(4 * time.Minute); time.Now().Before(end) && len(l.Wrong) < 5; {
+		if _, err := os.Lstat(l.Until); err == nil {
+			break
+		}
 		l.step()
 	}
 	if l.conn != nil {
@@ -242,11 +247,12 @@ func underLoad(t *testing.T, killed bool) {
 	d := r.start()
 	r.served(d)
 
+	enough := filepath.Join(r.dir, "enough")
 	results := make(chan []loadClient, processes)
 	for i, p := range puppets {
 		go func() {
 			var got []loadClient
-			if err := p.Run(load, loadArgs{r.sock, fmt.Sprintf("p%d-", i), each, span, killed}, &got); err != nil {
+			if err := p.Run(load, loadArgs{r.sock, fmt.Sprintf("p%d-", i), each, enough, killed}, &got); err != nil {
 				t.Errorf("process %d: %v", i, err)
 			}
 			results <- got
@@ -270,6 +276,10 @@ func underLoad(t *testing.T, killed bool) {
 		gaps = append(gaps, time.Since(start).Round(time.Millisecond))
 	}
 
+	time.Sleep(span / time.Duration(restarts+2))
+	if err := os.WriteFile(enough, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	var sum loadClient
 	reconnects := 0
 	for range processes {

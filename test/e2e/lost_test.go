@@ -82,15 +82,16 @@ func (s *service) wait(timeout time.Duration) int {
 // serve waits until the daemon answers.
 func (s *service) serve() *service {
 	s.t.Helper()
-	var err error
-	for range 1000 {
-		if err = harness.Ping(s.sock); err == nil {
+	for end, late := time.Now().Add(cgtest.Patience(10*time.Second)), false; ; time.Sleep(5 * time.Millisecond) {
+		err := harness.Ping(s.sock)
+		if err == nil {
 			return s
 		}
-		time.Sleep(5 * time.Millisecond)
+		if late {
+			s.t.Fatalf("the daemon does not answer: %v", err)
+		}
+		late = time.Now().After(end)
 	}
-	s.t.Fatalf("the daemon does not answer: %v", err)
-	return nil
 }
 
 // answers reports whether it is this daemon that answers.
@@ -307,24 +308,30 @@ func TestKernelNothingLostTermination(t *testing.T) {
 			}
 			start := time.Now()
 			d.signal(unix.SIGTERM)
-			var kicked error
+			var (
+				kicked error
+				lost   []string // what was not answered, or not done
+			)
+			lose := func(format string, args ...any) { lost = append(lost, fmt.Sprintf(format, args...)) }
 			if harness.Emulated() { // too slow for the time that the daemon gives it
 				kicked = x.Kick(c.Cred)
 			}
+			goesOn := time.Now()
 			d.signal(unix.SIGCONT)
 			if !harness.Emulated() {
 				kicked = x.Kick(c.Cred)
 			}
 			if kicked != nil {
-				t.Errorf("the exchange: %v", kicked)
+				lose("the exchange: %v", kicked)
 			} else if got, err := x.Finish("CreateScm"); err != nil || got != "1" {
-				t.Errorf("the exchange: %v, %v", got, err)
+				lose("the exchange: %v, %v", got, err)
 			}
 			var got [][]byte
 			if err := c.Run(gather, fds, &got); err != nil {
 				t.Fatal(err)
 			}
 			code := d.wait(5 * time.Second)
+			hadTime := time.Since(goesOn)
 			if took := time.Since(start); code != 0 || took > patience() {
 				t.Errorf("the daemon ended with %d after %v", code, took)
 			} else {
@@ -333,13 +340,22 @@ func TestKernelNothingLostTermination(t *testing.T) {
 			pids := harness.Find(t, "pids")
 			for i, b := range got {
 				if n := bytes.Count(b, []byte("l\x02\x01\x01")); n != 2*creates {
-					t.Errorf("connection %d: %d answers to %d requests", i, n, 2*creates)
+					lose("connection %d: %d answers to %d requests", i, n, 2*creates)
 				}
 				for j := range creates {
 					if name := fmt.Sprintf("box/c%d-%d", i, j); !w.Exists(pids, name) {
-						t.Errorf("%s was not created", name)
+						lose("%s was not created", name)
 					}
 				}
+			}
+			// An emulated machine may stand still for all of the time that the daemon gives
+			// itself (server.Limits.Drain), and then what is left is cut off: not before.
+			switch what := strings.Join(lost, "\n"); {
+			case what == "":
+			case harness.Emulated() && hadTime >= 700*time.Millisecond:
+				t.Logf("in the %v that it had, the daemon did not get to it:\n%s", hadTime, what)
+			default:
+				t.Errorf("after %v:\n%s", hadTime, what)
 			}
 			for range cap(hammered) {
 				if r := <-hammered; r.Answered == 0 || strings.Contains(r.End, "timed out") || strings.Contains(r.End, "temporarily") {
@@ -545,7 +561,7 @@ func TestKernelNothingLostSameMoment(t *testing.T) {
 						if s.pid == int(cred.Pid) {
 							continue
 						}
-						if code := s.wait(3 * time.Second); code != 1 {
+						if code := s.wait(5 * time.Second); code != 1 {
 							t.Errorf("round %d: another daemon ended with %d", round, code)
 						}
 					}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -135,11 +136,11 @@ func launch(t *testing.T, p *harness.Proc, argv ...string) *harness.Child {
 func (w *world) replay(p *harness.Proc, prefix string, entries []recorded, vars string, sl int) {
 	w.Helper()
 	vars += fmt.Sprintf(`; ADDRESS=unix:path=%s; T=%s
-S="dbus-send --peer=$ADDRESS --print-reply --reply-timeout=5000 /org/linuxcontainers/cgmanager"
+S="dbus-send --peer=$ADDRESS --print-reply --reply-timeout=%d /org/linuxcontainers/cgmanager"
 I=org.linuxcontainers.cgmanager0_0
 U1="setpriv --reuid 1000 --regid 1000 --clear-groups"
 NS="unshare -p -f --mount-proc"
-`, w.sock(), prefix)
+`, w.sock(), prefix, cgtest.Patience(5*time.Second).Milliseconds())
 	header := regexp.MustCompile(`^method return time=[0-9.]+ sender=\(null sender\) -> destination=\(null destination\) serial=1 reply_serial=1$`)
 	number := regexp.MustCompile(`^\d+:`)
 	pid := regexp.MustCompile(fmt.Sprintf(`\b%d\b`, sl))
@@ -164,7 +165,8 @@ NS="unshare -p -f --mount-proc"
 		got := run(e.command)
 		// The kernel takes back what it charged in advance to a cgroup on another
 		// processor when that one gets to it: a low limit may not be met yet.
-		for i := 0; i < 50 && strings.Contains(e.command, ".SetValue ") && strings.Contains(got[0], "it is in use"); i++ {
+		end := time.Now().Add(cgtest.Patience(2 * time.Second))
+		for strings.Contains(e.command, ".SetValue ") && strings.Contains(got[0], "it is in use") && time.Now().Before(end) {
 			time.Sleep(10 * time.Millisecond)
 			got = run(e.command)
 		}

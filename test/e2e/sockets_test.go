@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -305,10 +306,11 @@ func terminate(t *testing.T, s *harness.Child) {
 	endsWell(t, s)
 }
 
-// endsWell waits until a program has ended in order.
+// endsWell waits until a program has ended in order; service.terminate sees how long
+// that takes.
 func endsWell(t *testing.T, s *harness.Child) {
 	t.Helper()
-	if ws, err := s.End(patience()); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
+	if ws, err := s.End(cgtest.Patience(5 * time.Second)); err != nil || !ws.Exited() || ws.ExitStatus() != 0 {
 		t.Errorf("ended with %v, %v", ws, err)
 	}
 }

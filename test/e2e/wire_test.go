@@ -19,6 +19,7 @@ import (
 	"github.com/godbus/dbus/v5"
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -204,13 +205,14 @@ var roundTrip = harness.Inside("round trip", func(a roundTripArgs) (r roundTripR
 	return r, nil
 })
 
-// dialRaw connects a socket whose reads and writes take at most five seconds.
+// dialRaw connects a socket whose reads and writes take at most five seconds, longer
+// on a slow machine.
 func dialRaw(sock string) (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
-	tv := unix.Timeval{Sec: 5}
+	tv := timeval(5 * time.Second)
 	if err := errors.Join(
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv),
@@ -221,6 +223,9 @@ func dialRaw(sock string) (int, error) {
 	}
 	return fd, nil
 }
+
+// timeval is how long a socket's option says to wait for what takes d at most.
+func timeval(d time.Duration) unix.Timeval { return unix.NsecToTimeval(int64(cgtest.Patience(d))) }
 
 // message encodes a method call as any client may: any byte order, any header
 // fields. flags is 1 for NO_REPLY_EXPECTED.
