@@ -15,6 +15,7 @@ import (
 
 	"cgmanager/api/client"
 	"cgmanager/api/wire"
+	"cgmanager/cgfs/cgtest"
 )
 
 // ending is a daemon below that knows ActFor and ends, one connection after the
@@ -44,14 +45,16 @@ func newEnding(t *testing.T, moments ...string) *ending {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		for _, m := range moments {
+		for i, m := range moments {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
+			if i == len(moments)-1 {
+				l.Close() // before the last connection ends
+			}
 			d.serve(t, c.(*net.UnixConn), m)
 		}
-		l.Close()
 	}()
 	t.Cleanup(func() {
 		l.Close()
@@ -68,7 +71,7 @@ func (d *ending) requests() []string {
 
 func (d *ending) serve(t *testing.T, c *net.UnixConn, moment string) {
 	defer func() { _ = c.Close() }()
-	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(cgtest.Patience(20 * time.Second))); err != nil {
 		t.Error(err)
 	}
 	var in []byte
@@ -153,7 +156,11 @@ func TestLost(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			d := newEnding(t, tc.moments...)
-			c := dial(t, start(t, d.path, 300*time.Millisecond))
+			wait := cgtest.Patience(10 * time.Second)
+			if tc.moments[len(tc.moments)-1] != answered {
+				wait = 300 * time.Millisecond // nobody comes back
+			}
+			c := dial(t, start(t, d.path, wait))
 			var err error
 			if tc.changes {
 				err = c.Delete(t.Context(), "x")

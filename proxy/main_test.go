@@ -12,6 +12,7 @@ import (
 	"cgmanager/api"
 	"cgmanager/api/client"
 	"cgmanager/api/server"
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/proxy"
 )
 
@@ -61,13 +62,12 @@ func leavesNothing(t *testing.T) {
 	files, goroutines := count(t), runtime.NumGoroutine()
 	t.Cleanup(func() {
 		var what string
-		for range 200 {
-			if what = left(t, files, goroutines); what == "" {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
+		if !cgtest.Until(2*time.Second, 10*time.Millisecond, func() bool {
+			what = left(t, files, goroutines)
+			return what == ""
+		}) {
+			t.Error(what)
 		}
-		t.Error(what)
 	})
 }
 

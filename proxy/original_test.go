@@ -16,6 +16,7 @@ import (
 	"cgmanager/api"
 	"cgmanager/api/client"
 	"cgmanager/api/wire"
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/proxy"
 	"cgmanager/test/harness"
 )
@@ -313,7 +314,7 @@ func TestOriginalOpener(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(cgtest.Patience(20 * time.Second))); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := conn.Write([]byte("\x00AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")); err != nil {
