@@ -30,8 +30,9 @@ func TestKernelChainCrowd(t *testing.T) {
 		"setpriv", "--bounding-set", "-sys_resource", "--inh-caps", "-sys_resource", "prlimit", fmt.Sprintf("--nofile=%d:%[1]d", files),
 		harness.Binary(t, "cgmanager"), "--listen", "unix:path="+sock, "--state-dir", filepath.Join(dir, "state"))
 	eventually(t, "the daemon serves", func() bool { return harness.Ping(sock) == nil })
+	pid := listenerPID(t, sock) // asked once: each time is a connection
 	defer func() {
-		if err := unix.Kill(listenerPID(t, sock), unix.SIGTERM); err != nil {
+		if err := unix.Kill(pid, unix.SIGTERM); err != nil {
 			t.Error(err)
 		}
 		if _, err := d.End(cgtest.Patience(3 * time.Second)); err != nil {
@@ -39,7 +40,7 @@ func TestKernelChainCrowd(t *testing.T) {
 		}
 	}()
 	open := func() int {
-		all, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", listenerPID(t, sock)))
+		all, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 		return len(all)
 	}
 	before := open()

@@ -108,7 +108,7 @@ func TestKernelHarnessForgery(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, "where the setuid program is", record(t, s), u.Cgroups())
-	if ws, err := s.End(cgtest.Patience(time.Second)); err != nil || ws.ExitStatus() != 0 {
+	if ws, err := s.End(cgtest.Patience(10 * time.Second)); err != nil || ws.ExitStatus() != 0 {
 		t.Errorf("the setuid program's end: %v, %v", ws, err)
 	}
 }

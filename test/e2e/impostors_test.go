@@ -517,7 +517,7 @@ func TestKernelImpostorSetuidKill(t *testing.T) {
 				switch dead := ws.Signaled() && ws.Signal() == unix.SIGKILL; {
 				case dead && rec != "":
 					t.Errorf("killed after it had become root; the answer was %v", err)
-				case dead && err != nil:
+				case dead && err != nil && !busy(err): // it may die after that
 					t.Errorf("killed, but the answer was %v", err)
 				case !dead && err == nil:
 					t.Error("Kill succeeded and left it alive")

@@ -108,7 +108,7 @@ func (x *proxied) end() {
 	if err := unix.Kill(x.pid, unix.SIGTERM); err != nil {
 		x.t.Error(err)
 	}
-	status, err := x.child.End(cgtest.Patience(3 * time.Second))
+	status, err := x.child.End(cgtest.Patience(10 * time.Second))
 	if err != nil || !status.Exited() || status.ExitStatus() != 0 {
 		x.t.Errorf("the proxy ended with %v (%#x)", err, status)
 	}
@@ -355,7 +355,7 @@ func TestKernelProxyRestart(t *testing.T) {
 	}
 	d := start()
 	// One that waits longer than a daemon takes to start on any machine.
-	x := startProxy(t, b.Proc, sock, "--wait", "1m")
+	x := startProxy(t, b.Proc, sock, "--wait", "10m")
 	c := b.MustDial(x.sock)
 	defer c.Close()
 	ask := asker{t, c}

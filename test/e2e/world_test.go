@@ -322,11 +322,15 @@ func (a asker) ok(iface, member string, args []any) []any {
 func unhurried(member string, ask func() error) error {
 	for end := time.Now().Add(cgtest.Patience(10 * time.Second)); ; {
 		err := ask()
-		var de *harness.DBusError
-		if member != "Kill" || !errors.As(err, &de) || !strings.HasSuffix(de.Name, ".Error.Busy") || time.Now().After(end) {
+		if member != "Kill" || !busy(err) || time.Now().After(end) {
 			return err
 		}
 	}
+}
+
+func busy(err error) bool {
+	var de *harness.DBusError
+	return errors.As(err, &de) && de.Name == "org.linuxcontainers.CGManager1.Error.Busy"
 }
 
 // want compares a result with what it should be.
