@@ -55,6 +55,14 @@ func (d *deadline) stop() {
 // slack is how late a deadline may be noticed: one timer serves them all.
 const slack = 100 * time.Millisecond
 
+// A deadline that is noticed later than by overslept was so because the daemon, or
+// the whole machine, stood still: what peers have said meanwhile is read first, and
+// those that stood still with it have as long as again to say it.
+const (
+	overslept = 500 * time.Millisecond
+	again     = time.Second
+)
+
 // tickAt sets the one timer. It runs only while a deadline is pending, and at
 // most one more time. Called with mu held.
 func (s *Server) tickAt(at time.Time) {
@@ -76,6 +84,12 @@ func (s *Server) tick() {
 		return
 	}
 	now := time.Now()
+	if late := now.Sub(s.tickTime) > slack+overslept; late && !s.again {
+		s.again = true
+		s.tickAt(now.Add(again - slack))
+		return
+	}
+	s.again = false
 	all := [...]*deadlines{&s.handshakes, &s.stalls, &s.patience, &s.retries}
 	for _, l := range all {
 		for l.first != nil && !l.first.at.After(now) {

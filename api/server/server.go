@@ -72,6 +72,7 @@ type Server struct {
 	timer      *time.Timer
 	ticking    bool // timer is set, for tickTime
 	tickTime   time.Time
+	again      bool // the last tick came too late to end anything
 	paused     bool // not accepting
 	draining   bool
 	ending     bool // drain has begun

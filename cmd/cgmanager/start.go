@@ -272,6 +272,7 @@ func lock(dir string, wait time.Duration) (unlock func(), err error) {
 	}
 	name := filepath.Join(dir, "lock")
 	for end := time.Now().Add(wait); ; {
+		late := !time.Now().Before(end) // before it is tried, or it would not be after a standstill
 		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("state directory: %w", err)
@@ -293,7 +294,7 @@ func lock(dir string, wait time.Duration) (unlock func(), err error) {
 		switch {
 		case !errors.Is(err, unix.EWOULDBLOCK):
 			return nil, fmt.Errorf("lock the state directory: %w", err)
-		case !server.Defunct(pid) && time.Now().Before(end):
+		case !server.Defunct(pid) && !late:
 			time.Sleep(2 * time.Millisecond)
 			continue
 		case !server.Defunct(pid):
