@@ -355,7 +355,7 @@ func TestKernelProxyRestart(t *testing.T) {
 	}
 	d := start()
 	// One that waits longer than a daemon takes to start on any machine.
-	x := startProxy(t, b.Proc, sock, "--wait", "10m")
+	x := startProxy(t, b.Proc, sock, "--wait", "1m")
 	c := b.MustDial(x.sock)
 	defer c.Close()
 	ask := asker{t, c}
