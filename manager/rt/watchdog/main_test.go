@@ -93,8 +93,10 @@ func must(err error) {
 	}
 }
 
-// dieIn has the kernel kill this process: nothing needs to run for it.
+// dieIn has the kernel kill this process: nothing needs to run for it. In an emulated
+// machine that is later.
 func dieIn(seconds int) error {
+	life := slower(time.Duration(seconds) * time.Second)
 	event := struct {
 		value          uint64
 		signal, notify int32
@@ -105,7 +107,7 @@ func dieIn(seconds int) error {
 		uintptr(unsafe.Pointer(&event)), uintptr(unsafe.Pointer(&id))); errno != 0 {
 		return errno
 	}
-	spec := unix.ItimerSpec{Value: unix.Timespec{Sec: int64(seconds)}}
+	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(int64(life))}
 	if _, _, errno := syscall.RawSyscall6(unix.SYS_TIMER_SETTIME, uintptr(id), 0, uintptr(unsafe.Pointer(&spec)), 0, 0, 0); errno != 0 {
 		return errno
 	}
@@ -122,10 +124,13 @@ type spinner struct {
 
 const (
 	hog   = "50000 500" // it never uses up RLIMIT_RTTIME
-	audio = "2000 8000"
 	still = "0 1000000"
 	rough = "1000000 0"
 )
+
+// audio is one that plays. If an emulated machine's processor stands still while it
+// runs, that counts as its own time: there it runs seldom.
+var audio = map[bool]string{false: "2000 8000", true: "500 9500"}[harness.Emulated()]
 
 // newSpinner starts one on a CPU (-1: any), that lives for a few seconds and does
 // nothing until it is told to.
@@ -224,8 +229,12 @@ type observed struct {
 	thread
 	realtime bool
 	had      time.Duration // the CPU time, when it became realtime
-	began    time.Time     // to run as such
+	began    time.Time     // to run as such, or when it was last looked at after a stall
 }
+
+// stall is by how much a look is late where the machine stood still: nothing else that
+// the tests start goes before who looks. The watchdog begins its period afresh then.
+const stall = period / 10
 
 // observe says for how long each of the threads ran realtime, once it is no more.
 func observe(how string) {
@@ -247,19 +256,26 @@ func observe(how string) {
 	}
 	fmt.Println("ready")
 	// Seldom enough to leave those that are looked at their CPU.
-	for pause := slower(10 * time.Millisecond); len(all) > 0; nap(pause) {
-		all = slices.DeleteFunc(all, (*observed).look)
+	pause, last := slower(10*time.Millisecond), time.Now()
+	for ; len(all) > 0; nap(pause) {
+		stood := time.Since(last) > pause+stall
+		all = slices.DeleteFunc(all, func(o *observed) bool { return o.look(stood) })
+		last = time.Now()
 	}
 	os.Exit(0)
 }
 
-// look looks at it, and returns whether it need not any more.
-func (o *observed) look() bool {
+// look looks at it, and returns whether it need not any more. The machine may have stood
+// still since the last look.
+func (o *observed) look(stood bool) bool {
 	used, uerr := o.used()
 	attr, err := o.attr()
 	now := time.Now()
 	if err != nil || uerr != nil {
 		return true
+	}
+	if stood && !o.began.IsZero() {
+		o.began = now
 	}
 	switch is := isRealtime(attr.Policy); {
 	case is && !o.realtime:
@@ -281,7 +297,7 @@ type observer struct {
 	said *bufio.Reader
 }
 
-// newObserver starts one. The spinners are not realtime yet.
+// newObserver starts one. Those that are to be timed are not realtime yet.
 func newObserver(t testing.TB, spinners ...*spinner) *observer {
 	t.Helper()
 	how := observeEnv + "=60"
@@ -320,10 +336,9 @@ func newObserver(t testing.TB, spinners ...*spinner) *observer {
 }
 
 // demoted waits until the next of the threads is realtime no more, and checks that it
-// was for no longer than so long.
-func (o *observer) demoted(within time.Duration) {
+// was for no longer than so long. It returns which it is.
+func (o *observer) demoted(within time.Duration) (tid int32) {
 	o.t.Helper()
-	var tid int
 	var took time.Duration
 	if _, err := fmt.Fscan(o.said, &tid, &took); err != nil {
 		o.t.Fatalf("the observer: %v", err) // it was not within its life
@@ -332,6 +347,7 @@ func (o *observer) demoted(within time.Duration) {
 		o.t.Errorf("thread %d was demoted after %v, later than %v", tid, took, within)
 	}
 	o.t.Logf("thread %d was demoted after %v", tid, took)
+	return tid
 }
 
 // keepEnv tells a process that it is a daemon of which there is nothing but a
@@ -477,7 +493,7 @@ func (k *keeper) tell(verb string, g Grant) string {
 			return ""
 		}
 		return err
-	case <-time.After(30 * time.Second):
+	case <-time.After(cgtest.Patience(30 * time.Second)):
 		k.t.Fatal("no answer")
 		return ""
 	}
