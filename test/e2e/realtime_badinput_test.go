@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -97,12 +98,10 @@ var askWithoutLeader = harness.Inside("ask without a first thread", func(o orpha
 	threadsOf[o.Thread] <- func() {
 		go func() {
 			stat := fmt.Sprintf("/proc/self/task/%d/stat", os.Getpid())
-			for range 5000 {
-				if b, err := os.ReadFile(stat); err != nil || strings.Contains(string(b), ") Z ") {
-					break
-				}
-				time.Sleep(time.Millisecond)
-			}
+			cgtest.Until(30*time.Second, time.Millisecond, func() bool {
+				b, err := os.ReadFile(stat)
+				return err != nil || strings.Contains(string(b), ") Z ")
+			})
 			err := error(nil)
 			q := wanted{Sock: o.Sock, Process: 1<<32 - 1, Realtime: true, Level: 4}
 			if o.Leader, err = q.ask(); err == nil {
@@ -221,7 +220,7 @@ func TestKernelRealtimeBadInputPolicy(t *testing.T) {
 		// A daemon of its own, with the same file.
 		dir := harness.PublicDir(t)
 		s := startService(t, rw.p, dir, dir+"/sock", dir+"/state", "--realtime-policy="+path)
-		if code := s.wait(3 * time.Second); code != 1 {
+		if code := s.wait(10 * time.Second); code != 1 {
 			t.Errorf("%s: a daemon that starts with it ends with %d, want 1", bad.name, code)
 		}
 		if b, err := os.ReadFile(s.log); err != nil || !strings.Contains(string(b), bad.says) {

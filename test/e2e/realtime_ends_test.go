@@ -70,7 +70,7 @@ func TestKernelRealtimeWatchedAgain(t *testing.T) {
 			}
 			eventually(t, "the old watchdog is gone", func() bool { return !isWatchdog(before) })
 			start := time.Now()
-			if err := p.Run(hogFor, map[string]any{"Thread": hog, "For": 6 * time.Second}, nil); err != nil {
+			if err := p.Run(hogFor, map[string]any{"Thread": hog, "For": cgtest.Patience(6 * time.Second)}, nil); err != nil {
 				t.Fatal(err)
 			}
 			rw.becomes(p, hog, "other 0")

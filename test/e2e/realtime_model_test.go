@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -42,14 +43,19 @@ func newThread() int {
 var endThread = harness.Inside("end a thread", func(tid int) (struct{}, error) {
 	close(threadsOf[tid])
 	delete(threadsOf, tid)
-	for range 20000 {
-		if _, err := os.Lstat(fmt.Sprintf("/proc/self/task/%d", tid)); errors.Is(err, os.ErrNotExist) {
-			return struct{}{}, nil
-		}
-		time.Sleep(100 * time.Microsecond)
-	}
-	return struct{}{}, fmt.Errorf("thread %d does not end", tid)
+	return struct{}{}, threadEnds(tid)
 })
+
+// threadEnds waits until a thread is gone.
+func threadEnds(tid int) error {
+	if !cgtest.Until(10*time.Second, 100*time.Microsecond, func() bool {
+		_, err := os.Lstat(fmt.Sprintf("/proc/self/task/%d", tid))
+		return errors.Is(err, os.ErrNotExist)
+	}) {
+		return fmt.Errorf("thread %d does not end", tid)
+	}
+	return nil
+}
 
 // giveUp has a thread make itself ordinary, which needs no privilege.
 var giveUp = harness.Inside("give realtime up", func(tid int) (struct{}, error) {
@@ -115,7 +121,13 @@ type batch struct {
 	Granted [][2]int64
 }
 
-var askMany = harness.Inside("ask for much", func(b batch) (batch, error) {
+var askMany = harness.Inside("ask for much", func(b batch) (_ batch, err error) {
+	var ended []int
+	defer func() { // who looks afterwards is not to see them
+		for _, tid := range ended {
+			err = errors.Join(err, threadEnds(tid))
+		}
+	}()
 	r := rand.New(rand.NewPCG(b.Seed, 1))
 	for n := 0; n < b.N; {
 		all := slices.Sorted(maps.Keys(b.Is))
@@ -124,6 +136,7 @@ var askMany = harness.Inside("ask for much", func(b batch) (batch, error) {
 			close(work)
 			delete(threadsOf, tid)
 			delete(b.Is, tid)
+			ended = append(ended, tid)
 			b.Is[newThread()] = "other 0"
 			continue
 		}
@@ -235,7 +248,7 @@ func newModel(t *testing.T) *model {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	m.rand = rand.New(rand.NewPCG(seed, 0))
-	rw, w := newRealtimeContainers(t, "--log-level=error", "--canary-watchdog-msec=60000", "--canary-cheep-msec=20000",
+	rw, w := newRealtimeContainers(t, "--log-level=error", fmt.Sprint("--rttime-usec-max=", modelTime), "--canary-watchdog-msec=60000", "--canary-cheep-msec=20000",
 		fmt.Sprint("--threads-per-user-max=", m.threads), fmt.Sprint("--processes-per-user-max=", m.processes),
 		fmt.Sprint("--actions-per-burst-max=", m.actions), "--actions-burst-sec=1")
 	m.rw = rw
@@ -261,13 +274,17 @@ func newModel(t *testing.T) *model {
 	return m
 }
 
+// modelTime is the RLIMIT_RTTIME of the processes, in microseconds: a slow machine needs
+// more than the usual one for a thread that is realtime and asks for something.
+const modelTime = 10000000
+
 // add makes a process of a container's known, with three threads. One without a
 // RLIMIT_RTTIME gets no realtime.
 func (m *model) add(b *modelBox, q *harness.Proc, limited bool) *modelProc {
 	m.Helper()
 	p := &modelProc{Proc: q, in: b, limited: limited, is: map[uint64]string{uint64(q.PID): "other 0"}}
 	if limited {
-		m.rw.limit(q, 200000)
+		m.rw.limit(q, modelTime)
 	}
 	p.accounts = []string{fmt.Sprint("uid ", q.HostUID)}
 	for c := b; c != nil; c = c.around {

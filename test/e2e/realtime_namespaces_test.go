@@ -8,9 +8,11 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"cgmanager/cgfs/cgtest"
 	"cgmanager/test/harness"
 )
 
@@ -42,7 +44,12 @@ func (w *world) fund(cg string, us int) {
 		if _, err := os.Stat(file); err != nil || h.V2 {
 			continue
 		}
-		if err := os.WriteFile(file, []byte(strconv.Itoa(us)), 0); err != nil {
+		// The cgroups of another test count for a while after they were removed.
+		var err error
+		if !cgtest.Until(5*time.Second, 20*time.Millisecond, func() bool {
+			err = os.WriteFile(file, []byte(strconv.Itoa(us)), 0)
+			return !errors.Is(err, unix.EINVAL)
+		}) || err != nil {
 			w.Fatal(err)
 		}
 		// For the other tests: what is removed counts for a while.
