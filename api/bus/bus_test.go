@@ -146,7 +146,7 @@ func serve(t *testing.T, address string, b api.Backend) (stop func(), l *harness
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(cgtest.Patience(10 * time.Second)):
 			t.Error("Serve does not end")
 		}
 	})
@@ -397,7 +397,7 @@ func TestKernelFlood(t *testing.T) {
 		return failure(c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err)
 	}
 	refused, n := "", 0
-	for end := time.Now().Add(20 * time.Second); refused == "" && time.Now().Before(end); n++ {
+	for end := time.Now().Add(cgtest.Patience(20 * time.Second)); refused == "" && time.Now().Before(end); n++ {
 		refused = ask(c)
 	}
 	if refused != "AccessDenied: Device or resource busy" || n < 500 {
@@ -426,7 +426,7 @@ func TestKernelBlocked(t *testing.T) {
 				t.Errorf("one too many: %q", failure(call.Err))
 			}
 			refused++
-		case <-time.After(5 * time.Second):
+		case <-time.After(cgtest.Patience(5 * time.Second)):
 			t.Fatal("one too many is not answered")
 		}
 	}
@@ -438,7 +438,7 @@ func TestKernelBlocked(t *testing.T) {
 	cgtest.Eventually(t, 5*time.Second, "another connection of the user's is refused", func() bool {
 		return failure(other.Call(realtime+"MakeThreadRealtime", 0, uint64(5), uint32(1)).Err) == "AccessDenied: Device or resource busy"
 	})
-	if out, err := as(t, d.Address, user, "dbus-send", "--system", "--print-reply", "--reply-timeout=3000", "--dest="+api.RealtimeInterface,
+	if out, err := as(t, d.Address, user, "dbus-send", "--system", "--print-reply", fmt.Sprint("--reply-timeout=", cgtest.Patience(10*time.Second).Milliseconds()), "--dest="+api.RealtimeInterface,
 		api.RealtimePath, realtime+"MakeThreadRealtime", "uint64:3", "uint32:4"); err != nil {
 		t.Errorf("another user: %v: %s", err, out)
 	}
@@ -474,9 +474,7 @@ func TestKernelBusComesAndGoes(t *testing.T) {
 	c := connect(t, d.Address)
 	awaitOwner(t, c)
 	stop()
-	if name := owner(c); name != "" {
-		t.Errorf("the name is still %s's", name)
-	}
+	cgtest.Eventually(t, 5*time.Second, "the name is nobody's", func() bool { return owner(c) == "" })
 }
 
 // TestKernelNameTaken: a name that another has is waited for.
@@ -526,7 +524,7 @@ func TestKernelExitMeanwhile(t *testing.T) {
 	b.stop, b.c = stop, connect(t, d.Address)
 	select {
 	case <-asked:
-	case <-time.After(10 * time.Second):
+	case <-time.After(cgtest.Patience(10 * time.Second)):
 		t.Fatal("the bus is not asked again")
 	}
 	if err := b.c.Object(api.RealtimeInterface, api.RealtimePath).Call(realtime+"Exit", 0).Err; err != nil {
@@ -592,9 +590,11 @@ type exiting struct {
 }
 
 func (e *exiting) Exit(*api.Request) error {
+	start := time.Now()
 	go e.stop()
 	time.Sleep(100 * time.Millisecond)
-	if owner(e.c) == "" {
+	// It is not waited for the answer for longer than that.
+	if owner(e.c) == "" && time.Since(start) < 300*time.Millisecond {
 		return errors.New("the name is given up before the answer")
 	}
 	return nil

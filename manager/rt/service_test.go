@@ -41,7 +41,7 @@ func executes() {
 		runtime.LockOSThread()
 		fmt.Println(unix.Gettid())
 		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
-		panic(syscall.Exec("/bin/sleep", []string{"sleep", "20"}, nil))
+		panic(syscall.Exec("/bin/sleep", []string{"sleep", "300"}, nil))
 	}()
 	select {}
 }

@@ -59,10 +59,10 @@ func TestKernelRealtimeAttackExec(t *testing.T) {
 	// A slow machine needs a while to run another program, which is realtime.
 	const rttime = 10000000
 	w := newRealtimeWorld(t, fmt.Sprint("--rttime-usec-max=", rttime))
+	w.rttime = rttime
 	root := w.p.MustDial(w.sock)
 	run := func(t *testing.T, first func(c *harness.Conn, tid uint64), does []string, became string, meanwhile func()) {
 		p := w.user(1000)
-		w.limit(p, rttime)
 		c := p.MustDial(w.sock)
 		var tid uint64
 		if err := p.Run(startRunner, struct{}{}, &tid); err != nil {

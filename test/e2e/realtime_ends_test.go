@@ -37,7 +37,7 @@ var hogFor = harness.Inside("take a CPU", func(a struct {
 func TestKernelRealtimeWatchedAgain(t *testing.T) {
 	for _, how := range []string{"killed", "replaced"} {
 		t.Run(how, func(t *testing.T) {
-			rw := newRealtimeWorld(t, "--canary-cheep-msec=500", "--canary-watchdog-msec=1000")
+			rw := newRealtimeWorld(t, canary()...)
 			p := rw.user(1000)
 			c := p.MustDial(rw.sock)
 			var hog, quiet uint64
@@ -87,7 +87,7 @@ func isWatchdog(pid int) bool {
 
 // The watchdog is there from the first grant to the last, and as long as the daemon.
 func TestKernelRealtimeWatchdogLife(t *testing.T) {
-	rw := newRealtimeWorld(t, "--canary-cheep-msec=500", "--canary-watchdog-msec=1000")
+	rw := newRealtimeWorld(t, canary()...)
 	p := rw.user(1000)
 	c := p.MustDial(rw.sock)
 	if dog := watchdogOf(t, rw.d.pid); dog != 0 {
@@ -139,7 +139,7 @@ func TestKernelRealtimeWatchdogLife(t *testing.T) {
 // Exit takes everything back and ends the watchdog; the daemon goes on, and a new one
 // grants again.
 func TestKernelRealtimeExitEndsTheWatchdog(t *testing.T) {
-	rw := newRealtimeWorld(t, "--canary-cheep-msec=500", "--canary-watchdog-msec=1000")
+	rw := newRealtimeWorld(t, canary()...)
 	p := rw.user(1000)
 	tids := rw.threads(p, 3)
 	c, root := p.MustDial(rw.sock), rw.p.MustDial(rw.sock)

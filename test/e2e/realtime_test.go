@@ -78,6 +78,7 @@ type realtimeWorld struct {
 	d         *service
 	p         *harness.Proc
 	args      []string
+	rttime    uint64 // RLIMIT_RTTIME of its users
 }
 
 // rules is its policy file. Who is not named is asked of polkit, which is not there.
@@ -90,7 +91,7 @@ container = "any"
 func newRealtimeWorld(t *testing.T, args ...string) *realtimeWorld {
 	t.Helper()
 	harness.Require(t, "root")
-	w := &realtimeWorld{T: t, dir: harness.PublicDir(t), p: harness.Start(t, harness.Spec{})}
+	w := &realtimeWorld{T: t, dir: harness.PublicDir(t), p: harness.Start(t, harness.Spec{}), rttime: 200000}
 	w.sock = w.dir + "/sock"
 	w.policy(rules)
 	w.args = append([]string{"--realtime-policy=" + w.dir + "/realtime.toml"}, args...)
@@ -116,7 +117,7 @@ func (w *realtimeWorld) start(args ...string) *service {
 func (w *realtimeWorld) user(uid uint32) *harness.Proc {
 	w.Helper()
 	p := harness.Start(w.T, harness.Spec{UID: uid, GID: uid})
-	w.limit(p, 200000)
+	w.limit(p, w.rttime)
 	return p
 }
 
@@ -553,6 +554,16 @@ func TestKernelRealtimeExit(t *testing.T) {
 	}
 }
 
+// canary is the flags of a watchdog that soon finds who takes too much. It takes a daemon
+// that does not run for so long for starved, which happens in an emulated machine.
+func canary() []string {
+	period := time.Second
+	if harness.Emulated() {
+		period *= 3
+	}
+	return []string{"--canary-cheep-msec=300", fmt.Sprint("--canary-watchdog-msec=", period.Milliseconds())}
+}
+
 // hog starts a thread that waits until the file named exists, and then takes a CPU
 // for itself, for at most as long as it is realtime and four seconds, or longer on a
 // slow machine. The short sleeps are what RLIMIT_RTTIME begins to count anew with.
@@ -585,17 +596,14 @@ var hog = harness.Inside("hog", func(begin string) (int, error) {
 // Row 1: whose thread took a CPU for itself is refused for a while, before its
 // arguments are looked at. Others are not.
 func TestKernelRealtimeHog(t *testing.T) {
-	w := newRealtimeWorld(t, "--canary-cheep-msec=300", "--canary-watchdog-msec=1000", "--canary-refuse-sec=600")
+	w := newRealtimeWorld(t, append(canary(), "--canary-refuse-sec=600")...)
 	p, q := w.user(1000), w.user(1001)
 	good := w.threads(p, 1)[0]
 	// hogs has another thread of p's take a CPU, until the daemon knows. It returns when
 	// that had not begun yet.
 	hogs := func(c *harness.Conn) (before time.Time) {
 		t.Helper()
-		begin := filepath.Join(t.TempDir(), "begin")
-		if err := os.Chmod(filepath.Dir(begin), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		begin := filepath.Join(harness.PublicDir(t), "begin")
 		var bad uint64
 		if err := p.Run(hog, begin, &bad); err != nil {
 			t.Fatal(err)
@@ -643,7 +651,7 @@ func TestKernelRealtimeHog(t *testing.T) {
 // Whose thread took more than its budget in a container: that is refused for a while as
 // a whole, with the containers in it, and nobody beside it or around it.
 func TestKernelRealtimeHogInContainer(t *testing.T) {
-	rw, w := newRealtimeContainers(t, "--canary-cheep-msec=300", "--canary-watchdog-msec=1000", "--canary-refuse-sec=600")
+	rw, w := newRealtimeContainers(t, append(canary(), "--canary-refuse-sec=600")...)
 	// Where the kernel budgets realtime it lets nobody in there take much more.
 	rw.reread(anybody + "budget = 2\n")
 	one, two := w.realtimeBox("c1", 200000), w.realtimeBox("c2", 300000)

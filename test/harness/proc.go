@@ -475,7 +475,11 @@ var ignoreSIGPIPE = sync.OnceFunc(func() { signal.Ignore(unix.SIGPIPE) })
 // (proc_pid_status(5)).
 func (p *Proc) NSpid() []int32 {
 	p.t.Helper()
-	return p.nspid(fmt.Sprintf("/proc/%d/status", p.HostPID))
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.HostPID))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return p.nspid(string(b))
 }
 
 // Threads returns the same for each of p's threads.
@@ -487,18 +491,21 @@ func (p *Proc) Threads() [][]int32 {
 	}
 	var all [][]int32
 	for _, f := range files {
-		all = append(all, p.nspid(f))
+		b, err := os.ReadFile(f)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue // it has ended meanwhile
+		}
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		all = append(all, p.nspid(string(b)))
 	}
 	return all
 }
 
 func (p *Proc) nspid(status string) []int32 {
 	p.t.Helper()
-	b, err := os.ReadFile(status)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(status) {
 		if v, ok := strings.CutPrefix(line, "NSpid:"); ok {
 			var pids []int32
 			for f := range strings.FieldsSeq(v) {

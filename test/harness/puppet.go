@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -104,6 +105,9 @@ func Inside[A, R any](name string, f func(A) (R, error)) string {
 func puppetMain() {
 	runtime.LockOSThread() // Pdeathsig of our children is the thread's
 	unix.CloseOnExec(controlFD)
+	// Seldom: a thread that is realtime may wait for the collector's, which are not, and
+	// take their CPU meanwhile. Where that is long RLIMIT_RTTIME ends it.
+	debug.SetGCPercent(800)
 	if strings.Contains(os.Getenv(puppetEnv), "proc") {
 		if err := mountProc(); err != nil {
 			fmt.Fprintln(os.Stderr, "puppet: mount /proc:", err)

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -65,7 +66,14 @@ func plant(t *testing.T, runtime string, names ...string) *tree {
 			t.Fatal(err)
 		}
 	}
-	tr.set("", "cpu.rt_runtime_us", runtime)
+	// The cgroups of another test count for a while after they were removed.
+	var err error
+	if !cgtest.Until(5*time.Second, 20*time.Millisecond, func() bool {
+		err = os.WriteFile(filepath.Join(tr.path, "cpu.rt_runtime_us"), []byte(runtime), 0)
+		return !errors.Is(err, unix.EINVAL)
+	}) || err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		// For the other tests: what is removed counts for a while.
 		for _, n := range append([]string{""}, slices.Sorted(slices.Values(names))...) {
@@ -380,20 +388,41 @@ func TestKernelLoanToARemovedCgroup(t *testing.T) {
 	tr.has("a 0 a/c 0")
 }
 
-// The kernel counts a cgroup for some milliseconds after it was removed.
+// The kernel counts a cgroup for some milliseconds after it was removed. On a busy machine
+// it may be longer than is waited for, but not each time.
 func TestKernelLoanAfterARemoval(t *testing.T) {
 	tr := plant(t, "100000", "a")
 	b := budgets(t, open(t))
+	late := 0
+	// again is take, once more only where the kernel takes longer than that.
+	again := func(name string) *budget.Loan {
+		t.Helper()
+		l, err := b.Take(allowed, filepath.Join(tr.top, name), tr.top, 10)
+		if err == nil {
+			return l
+		}
+		if late++; late > 5 {
+			t.Fatalf("take, when a cgroup was removed: %v, for the %d. time", err, late)
+		}
+		cgtest.Eventually(t, 5*time.Second, "the kernel counts it no more", func() bool {
+			l, err = b.Take(allowed, filepath.Join(tr.top, name), tr.top, 10)
+			return err == nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
 	for range 20 {
 		if err := os.Mkdir(filepath.Join(tr.path, "gone"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		l := tr.take(b, "gone", 10)
+		l := again("gone")
 		if err := os.Remove(filepath.Join(tr.path, "gone")); err != nil {
 			t.Fatal(err)
 		}
 		give(t, l)
-		give(t, tr.take(b, "a", 10))
+		give(t, again("a"))
 	}
 }
 
