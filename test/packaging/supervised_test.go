@@ -105,9 +105,7 @@ func TestKernelOpenRC(t *testing.T) {
 		t.Errorf("in a container: %s", out)
 	}
 	sh(t, rc+"stop")
-	if out, code := try(t, "pgrep -x cgmanager"); code != 1 {
-		t.Errorf("left is %q", out)
-	}
+	eventually(t, "no daemon is left", noDaemon(t))
 	sh(t, `echo 'cgmanager_opts="--nonsense"' >/etc/conf.d/cgmanager`)
 	if out, code := try(t, rc+"start"); code == 0 || !strings.Contains(out, "/var/log/cgmanager.log") {
 		t.Errorf("misuse: %d, %q", code, out)
@@ -145,5 +143,5 @@ func TestKernelRunit(t *testing.T) {
 	}
 	eventually(t, "runit starts it again", func() bool { return harness.Ping(runSocket) == nil })
 	sh(t, sv+"down cgmanager")
-	eventually(t, "it is down", func() bool { _, code := try(t, "pgrep -x cgmanager"); return code == 1 })
+	eventually(t, "it is down", noDaemon(t))
 }
