@@ -118,7 +118,7 @@ func TestKernelBadInputAbandonedExchange(t *testing.T) {
 				t.Errorf("%s, %s: %v", member, stage, err)
 			}
 		}
-		s.over(t, 5*time.Second)
+		s.over(t, 9*time.Second) // it gives up after three (server.Limits.Exchange)
 	}
 }
 
@@ -216,7 +216,7 @@ func TestKernelBadInputSlowClients(t *testing.T) {
 	if rss := s.status("VmRSS"); rss > 48<<10 {
 		t.Errorf("the daemon has %d KiB in memory", rss)
 	}
-	s.over(t, 15*time.Second)
+	s.over(t, 20*time.Second) // it gives up after ten (server.Limits.Handshake and Stall)
 }
 
 // crowdArgs are for crowd.

@@ -272,7 +272,7 @@ func (s *siege) closes(t *testing.T, p *harness.Proc, shut bool, inputs map[stri
 			}
 		}
 	}
-	s.over(t, 3*time.Second)
+	s.over(t, 5*time.Second)
 }
 
 // attacker is root in a container of its own, in the cgroup "bad".
@@ -531,7 +531,7 @@ func TestKernelBadInputSignatures(t *testing.T) {
 	}
 	r.more()
 	p.Close(r.fd)
-	s.over(t, 3*time.Second)
+	s.over(t, 5*time.Second)
 }
 
 // Names, keys and values that no cgroup or file has: each is an error.
@@ -587,5 +587,5 @@ func TestKernelBadInputNames(t *testing.T) {
 	}
 	s.RefusedAll(t, attacks)
 	c.Close()
-	s.over(t, 3*time.Second)
+	s.over(t, 5*time.Second)
 }
