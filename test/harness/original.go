@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cgmanager/api/wire"
-
 	"cgmanager/cgfs/cgtest"
 )
 
