@@ -100,7 +100,7 @@ func countFDs(t testing.TB) int {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	cgtest.Eventually(t, 3*time.Second, what, ok)
+	cgtest.Eventually(t, 5*time.Second, what, ok)
 }
 
 // client is the client's end of a connection, byte by byte.
@@ -435,7 +435,7 @@ func (ts *testServer) serves() {
 	c.ok(ping(), "")
 	c.ok(to(api.Interface0, "Create", "memory", "x"), "i")
 	c.close()
-	if d := time.Since(start); d > cgtest.Patience(time.Second) {
+	if d := time.Since(start); d > cgtest.Patience(5*time.Second) {
 		ts.t.Errorf("others had to wait for %v", d)
 	}
 }
