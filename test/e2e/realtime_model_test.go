@@ -286,7 +286,8 @@ func (m *model) add(b *modelBox, q *harness.Proc, limited bool) *modelProc {
 	if limited {
 		m.rw.limit(q, modelTime)
 	}
-	p.accounts = []string{fmt.Sprint("uid ", q.HostUID)}
+	// A uid in a container is another than the one that made it, whatever its number.
+	p.accounts = []string{fmt.Sprint("uid in a container ", q.HostUID)}
 	for c := b; c != nil; c = c.around {
 		p.accounts = append(p.accounts, "container "+c.cg)
 		if c.around != nil && c.around.HostUID != q.HostUID { // who made it
