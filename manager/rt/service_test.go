@@ -27,6 +27,13 @@ import (
 // executesEnv makes the test's program one that a second thread of executes another.
 const executesEnv = "CGM_TEST_EXECUTES"
 
+// The main goroutine of such a one keeps the first thread. Later it might be on another.
+func init() {
+	if os.Getenv(executesEnv) != "" {
+		runtime.LockOSThread()
+	}
+}
+
 func TestMain(m *testing.M) {
 	if os.Getenv(executesEnv) != "" {
 		executes()
@@ -36,7 +43,6 @@ func TestMain(m *testing.M) {
 
 // executes says the number of its second thread, which runs sleep(1) when it is told.
 func executes() {
-	runtime.LockOSThread() // the first
 	go func() {
 		runtime.LockOSThread()
 		fmt.Println(unix.Gettid())

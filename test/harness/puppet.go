@@ -101,9 +101,17 @@ func Inside[A, R any](name string, f func(A) (R, error)) string {
 	return name
 }
 
+// A puppet's main goroutine stays on its first thread, which is nobody else's then, and
+// lives as long as the puppet: Pdeathsig of its children is the thread's. Later than in
+// init it might be on another already.
+func init() {
+	if os.Getenv(puppetEnv) != "" {
+		runtime.LockOSThread()
+	}
+}
+
 // puppetMain serves the control socket until the test closes it.
 func puppetMain() {
-	runtime.LockOSThread() // Pdeathsig of our children is the thread's
 	unix.CloseOnExec(controlFD)
 	// Seldom: a thread that is realtime may wait for the collector's, which are not, and
 	// take their CPU meanwhile. Where that is long RLIMIT_RTTIME ends it.
