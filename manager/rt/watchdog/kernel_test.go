@@ -340,15 +340,11 @@ func TestKernelWatchdogClocks(t *testing.T) {
 	harness.Require(t, "root")
 	tree, cpu := harness.NewTree(t), harness.Find(t, "cpu")
 	tree.MakeIn("slow", 0, 0, cpu)
-	quota := "20000"
-	if harness.Emulated() {
-		quota = "200000" // what a stall takes is paid back before it runs again
-	}
 	if cpu.V2 {
-		tree.Write(cpu, "slow", "cpu.max", quota+" 400000")
+		tree.Write(cpu, "slow", "cpu.max", "20000 400000")
 	} else {
 		tree.Write(cpu, "slow", "cpu.cfs_period_us", "400000")
-		tree.Write(cpu, "slow", "cpu.cfs_quota_us", quota)
+		tree.Write(cpu, "slow", "cpu.cfs_quota_us", "20000")
 	}
 	daemon := newSpinner(t, rough, 60, -1)
 	daemon.begin()
