@@ -56,7 +56,7 @@ func judge(t *testing.T, host, by *lxc.Site) {
 func reboots(t *testing.T, host, by *lxc.Site, c *lxc.Container) {
 	t.Helper()
 	where := func() string {
-		return host.Do(t, `find /sys/fs/cgroup/ -type d \( -name 'lxc.monitor.*' -o -name 'lxc.payload.*' \) | sort`)
+		return host.Do(t, `find /sys/fs/cgroup/ -type d \( -name 'lxc.monitor.*' -o -name 'lxc.payload.*' \) 2>/dev/null | sort`)
 	}
 	before := where()
 	for range 2 {
@@ -205,7 +205,8 @@ func gone(t *testing.T, host *lxc.Site) {
 	t.Helper()
 	var left string
 	eventually(t, "the cgroups of containers are gone", func() bool {
-		left = host.Do(t, `find /sys/fs/cgroup/ -type d \( -name 'lxc.*' -o -name .lxc \)`)
+		// What goes meanwhile is no error.
+		left = host.Do(t, `find /sys/fs/cgroup/ -type d \( -name 'lxc.*' -o -name .lxc \) 2>/dev/null || true`)
 		return left == ""
 	})
 	if left != "" {
