@@ -273,15 +273,13 @@ func removeAll(dir string) error {
 	if err != nil {
 		return err
 	}
-	for end := time.Now().Add(Patience(5 * time.Second)); ; time.Sleep(10 * time.Millisecond) {
-		late := time.Now().After(end)
-		if err = os.Remove(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		if late {
-			return err
-		}
+	if Until(5*time.Second, 10*time.Millisecond, func() bool {
+		err = os.Remove(dir)
+		return err == nil || errors.Is(err, fs.ErrNotExist)
+	}) {
+		return nil
 	}
+	return err
 }
 
 func thaw(dir string) {
@@ -389,14 +387,12 @@ func NoLeaks(t testing.TB) {
 	t.Cleanup(func() {
 		var f, r int
 		// Goroutines need a moment to end.
-		for end, late := time.Now().Add(Patience(3*time.Second)), false; !late; time.Sleep(10 * time.Millisecond) {
-			late = time.Now().After(end)
+		if !Until(3*time.Second, 10*time.Millisecond, func() bool {
 			f, r = openFDs(t), runtime.NumGoroutine()
-			if f <= fds && r <= routines {
-				return
-			}
+			return f <= fds && r <= routines
+		}) {
+			t.Errorf("leak: %d descriptors were open, now %d; %d goroutines, now %d", fds, f, routines, r)
 		}
-		t.Errorf("leak: %d descriptors were open, now %d; %d goroutines, now %d", fds, f, routines, r)
 	})
 }
 

@@ -91,13 +91,12 @@ var held []int
 // until the daemon has received them, and those that were thrown away until the
 // kernel has freed them, since Linux 6.10 later than they were closed.
 func sendFiles(fd int, data []byte, files ...int) error {
-	for end, late := time.Now().Add(cgtest.Patience(5*time.Second)), false; ; time.Sleep(20 * time.Millisecond) {
-		err := unix.Sendmsg(fd, data, unix.UnixRights(files...), nil, unix.MSG_NOSIGNAL)
-		if late || !errors.Is(err, unix.ETOOMANYREFS) {
-			return err
-		}
-		late = time.Now().After(end)
-	}
+	var err error
+	cgtest.Until(5*time.Second, 20*time.Millisecond, func() bool {
+		err = unix.Sendmsg(fd, data, unix.UnixRights(files...), nil, unix.MSG_NOSIGNAL)
+		return !errors.Is(err, unix.ETOOMANYREFS)
+	})
+	return err
 }
 
 func TestKernelBadInputAbandonedExchange(t *testing.T) {
@@ -278,8 +277,7 @@ var crowd = harness.Inside("a crowd", func(a crowdArgs) (r crowdResult, err erro
 func answered(fds []int) (n int) {
 	buf := make([]byte, 256)
 	waiting := slices.Clone(fds)
-	for end, late := time.Now().Add(cgtest.Patience(5*time.Second)), false; len(waiting) > 0 && !late; time.Sleep(5 * time.Millisecond) {
-		late = time.Now().After(end)
+	cgtest.Until(5*time.Second, 5*time.Millisecond, func() bool {
 		waiting = slices.DeleteFunc(waiting, func(fd int) bool {
 			got, err := harness.Read(fd, buf)
 			if got > 0 && bytes.Contains(buf[:got], []byte("OK ")) {
@@ -288,7 +286,8 @@ func answered(fds []int) (n int) {
 			}
 			return got <= 0 && !errors.Is(err, unix.EAGAIN)
 		})
-	}
+		return len(waiting) == 0
+	})
 	return n
 }
 

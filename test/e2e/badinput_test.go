@@ -150,13 +150,10 @@ func (s *siege) settled() int {
 func (s *siege) over(t *testing.T, within time.Duration) {
 	t.Helper()
 	n := 0
-	for end, late := time.Now().Add(cgtest.Patience(within)), false; !late; time.Sleep(10 * time.Millisecond) {
-		late = time.Now().After(end)
-		if n = s.d.FDs(); n <= s.fds+4 {
-			break
-		}
-	}
-	if n > s.fds+4 {
+	if !cgtest.Until(within, 10*time.Millisecond, func() bool {
+		n = s.d.FDs()
+		return n <= s.fds+4
+	}) {
 		t.Errorf("%d files open after %v, %d before: %v", n, within, s.fds, s.d.Files())
 	}
 	if m := s.threadCount(); m > s.threads+16 {

@@ -82,16 +82,14 @@ func (s *service) wait(timeout time.Duration) int {
 // serve waits until the daemon answers.
 func (s *service) serve() *service {
 	s.t.Helper()
-	for end, late := time.Now().Add(cgtest.Patience(10*time.Second)), false; ; time.Sleep(5 * time.Millisecond) {
-		err := harness.Ping(s.sock)
-		if err == nil {
-			return s
-		}
-		if late {
-			s.t.Fatalf("the daemon does not answer: %v", err)
-		}
-		late = time.Now().After(end)
+	var err error
+	if !cgtest.Until(10*time.Second, 5*time.Millisecond, func() bool {
+		err = harness.Ping(s.sock)
+		return err == nil
+	}) {
+		s.t.Fatalf("the daemon does not answer: %v", err)
 	}
+	return s
 }
 
 // answers reports whether it is this daemon that answers.

@@ -197,18 +197,15 @@ func (d *Daemon) count(dir string) int {
 // few seconds at most, and returns it.
 func (d *Daemon) settledFDs() int {
 	last, same := -1, 0
-	for end, late := time.Now().Add(cgtest.Patience(5*time.Second)), false; !late; time.Sleep(10 * time.Millisecond) {
-		late = time.Now().After(end)
+	cgtest.Until(5*time.Second, 10*time.Millisecond, func() bool {
 		n := d.FDs()
 		if n == last {
 			same++
 		} else {
 			last, same = n, 0
 		}
-		if same == 5 {
-			break
-		}
-	}
+		return same == 5
+	})
 	return last
 }
 
