@@ -29,6 +29,8 @@ type judge struct {
 	due time.Duration
 	// boot is by how much CLOCK_BOOTTIME was ahead of CLOCK_MONOTONIC.
 	boot time.Duration
+	// torn: the machine stood still while the samples of the last look were taken.
+	torn bool
 	// orphan: the daemon is dead, and with it the canary.
 	orphan bool
 
@@ -86,15 +88,23 @@ type act struct {
 
 func (j *judge) tick() time.Duration { return j.period / looks }
 
-// begin starts a period afresh: what was before says nothing.
+// begin starts the first period.
 func (j *judge) begin(now, boot time.Duration) {
+	j.boot, j.sang, j.due = boot-now, now, now+j.tick()
+}
+
+// stoodStill goes on after a standstill: the time since the look before, and what
+// anybody took in it, is cut out of what was seen, as though the look before had been
+// just now. A hog is found on a machine that stands still now and then, too. The canary
+// begins afresh: it may have been about to sing, and everybody would pay for its silence.
+func (j *judge) stoodStill(now, boot time.Duration) {
 	j.boot = boot - now
 	j.sang = now
 	if j.starved != 0 {
 		j.starved, j.told = now, now
 	}
 	for i := range j.slots {
-		j.slots[i].n = 0
+		j.slots[i].cut()
 	}
 	j.due = now + j.tick()
 }
@@ -130,6 +140,19 @@ func (s *slot) sampled(now, used time.Duration) {
 	s.n = min(s.n+1, history)
 }
 
+// cut takes out what lies between the last two samples.
+func (s *slot) cut() {
+	used, window := s.last()
+	if window == 0 {
+		return
+	}
+	first := history - s.n
+	for i := history - 1; i > first; i-- {
+		s.samples[i] = sample{s.samples[i-1].at + window, s.samples[i-1].used + used}
+	}
+	s.n--
+}
+
 // taken returns how much CPU time it took in the last period. Where a period begins
 // between two samples, what was taken between them is counted as taken as late as
 // can be: a thread that was idle until the last look but one may have begun just
@@ -163,8 +186,12 @@ func (j *judge) look(v seen, acts []act) []act {
 	// Whoever sleeps past a look although nothing goes before it did not sleep: the
 	// machine stood still, and the CPU time of who was running then may have gone on.
 	slack := j.period / 5
-	if v.now-j.due > slack || v.done-v.now > slack || v.boot-v.now-j.boot > slack {
-		j.begin(v.done, v.boot+(v.done-v.now))
+	still := j.torn || v.now-j.due > slack || v.boot-v.now-j.boot > slack
+	// A sample may be of after a standstill between the clock's reading and the last
+	// sample, or of before it: then the next look knows as little as this one.
+	j.torn = v.done-v.now > slack
+	if still || j.torn {
+		j.stoodStill(v.done, v.boot+(v.done-v.now))
 		return acts
 	}
 	j.boot = v.boot - v.now

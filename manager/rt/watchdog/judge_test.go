@@ -232,17 +232,40 @@ func TestJudgeJumps(t *testing.T) {
 			}
 		})
 	}
+	t.Run("again and again", func(t *testing.T) {
+		// Twice a period, and for longer than one: the hog is found when nine looks were
+		// in time, and another is not, although all of it counts as its own time, too.
+		p := newPlay(steady(1, 0), steady(0.2, 0))
+		for range 20 {
+			p.until(p.now + 4500*time.Millisecond)
+			p.now += 30 * second
+			for i := range p.used {
+				p.used[i] += 30 * second
+			}
+		}
+		if want := []string{"1m10.01s demoted 0"}; !slices.Equal(p.happening, want) {
+			t.Errorf("got %q, want %q", p.happening, want)
+		}
+	})
 	t.Run("while looking", func(t *testing.T) {
-		p := newPlay(steady(0, 0))
+		p := newPlay(steady(0, 0), steady(0, 0))
 		p.until(35 * second)
 		p.now = p.j.due
-		// The clock was read; then the machine stood still; then the samples.
-		p.j.slots[0].sampled(p.now, p.used[0]+3600*second)
+		// The clock was read, and one sample taken; then the machine stood still; then
+		// the other sample.
+		stood := p.used[0] + 3600*second
+		p.j.slots[0].sampled(p.now, p.used[0])
+		p.j.slots[1].sampled(p.now, stood)
 		if acts := p.j.look(seen{now: p.now, boot: p.now, done: p.now + 3600*second}, nil); len(acts) > 0 {
 			t.Errorf("%+v", acts)
 		}
 		if p.j.due < p.now+3600*second {
 			t.Error("the next look is in the past")
+		}
+		p.now, p.used[0], p.used[1] = p.now+3600*second, stood, stood
+		p.until(p.now + 60*second)
+		if len(p.happening) > 0 {
+			t.Errorf("%q", p.happening)
 		}
 	})
 	t.Run("what starved is given back after a jump", func(t *testing.T) {

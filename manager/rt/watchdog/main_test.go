@@ -123,7 +123,7 @@ type spinner struct {
 }
 
 const (
-	hog   = "50000 500" // it never uses up RLIMIT_RTTIME
+	hog   = "150000 500" // it never uses up RLIMIT_RTTIME
 	still = "0 1000000"
 	rough = "1000000 0"
 )
@@ -233,7 +233,7 @@ type observed struct {
 }
 
 // stall is by how much a look is late where the machine stood still: nothing else that
-// the tests start goes before who looks. The watchdog begins its period afresh then.
+// the tests start goes before who looks. For the watchdog, too, what was then says nothing.
 const stall = period / 10
 
 // observe says for how long each of the threads ran realtime, once it is no more.
