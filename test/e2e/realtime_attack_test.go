@@ -57,9 +57,7 @@ var runnerDoes = harness.Inside("have it done", func(what string) (struct{}, err
 // it was granted, and whatever the first one was granted.
 func TestKernelRealtimeAttackExec(t *testing.T) {
 	// A slow machine needs a while to run another program, which is realtime.
-	const rttime = 10000000
-	w := newRealtimeWorld(t, fmt.Sprint("--rttime-usec-max=", rttime))
-	w.rttime = rttime
+	w := newRealtimeWorld(t, "--rttime-usec-max=10000000")
 	root := w.p.MustDial(w.sock)
 	run := func(t *testing.T, first func(c *harness.Conn, tid uint64), does []string, became string, meanwhile func()) {
 		p := w.user(1000)

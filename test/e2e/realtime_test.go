@@ -94,6 +94,13 @@ func newRealtimeWorld(t *testing.T, args ...string) *realtimeWorld {
 	w := &realtimeWorld{T: t, dir: harness.PublicDir(t), p: harness.Start(t, harness.Spec{}), rttime: 200000}
 	w.sock = w.dir + "/sock"
 	w.policy(rules)
+	for _, arg := range args {
+		if us, ok := strings.CutPrefix(arg, "--rttime-usec-max="); ok {
+			if _, err := fmt.Sscan(us, &w.rttime); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	w.args = append([]string{"--realtime-policy=" + w.dir + "/realtime.toml"}, args...)
 	w.d = w.start()
 	return w
@@ -555,13 +562,17 @@ func TestKernelRealtimeExit(t *testing.T) {
 }
 
 // canary is the flags of a watchdog that soon finds who takes too much. It takes a daemon
-// that does not run for so long for starved, which happens in an emulated machine.
+// that does not run for so long for starved, which happens in an emulated machine; there
+// RLIMIT_RTTIME, which is the quicker one, must not end who takes too much before.
 func canary() []string {
-	period := time.Second
+	period, rttime := time.Second, 200*time.Millisecond
 	if harness.Emulated() {
-		period *= 3
+		period, rttime = 3*period, 10*time.Second
 	}
-	return []string{"--canary-cheep-msec=300", fmt.Sprint("--canary-watchdog-msec=", period.Milliseconds())}
+	return []string{
+		"--canary-cheep-msec=300", fmt.Sprint("--canary-watchdog-msec=", period.Milliseconds()),
+		fmt.Sprint("--rttime-usec-max=", rttime.Microseconds()),
+	}
 }
 
 // hog starts a thread that waits until the file named exists, and then takes a CPU
@@ -658,7 +669,7 @@ func TestKernelRealtimeHogInContainer(t *testing.T) {
 	inner := one.placedIn(harness.Spec{UserNS: true, PIDNS: true, MapFrom: 10000, MapSize: 20000}, "in")
 	w.fund(inner.cg, 20000)
 	p := one.user(1000)
-	rw.limit(p, 200000)
+	rw.limit(p, rw.rttime)
 	var bad uint64
 	if err := p.Run(startThread, struct{}{}, &bad); err != nil {
 		t.Fatal(err)
@@ -679,7 +690,7 @@ func TestKernelRealtimeHogInContainer(t *testing.T) {
 	eventually(t, "the daemon knows", func() bool { return strings.Contains(rw.log(), "it took more of a CPU than it may") })
 	try := func(what string, p *harness.Proc, want harness.DBusError) {
 		t.Helper()
-		rw.limit(p, 200000)
+		rw.limit(p, rw.rttime)
 		rw.try(p, rw.sock, what, 0, 0, want)
 	}
 	try("its user", p, rtDenied)
