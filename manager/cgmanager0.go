@@ -469,13 +469,15 @@ func (c *call) pidCgroup(controller string, v *victim, from func(*party, *cgfs.H
 }
 
 // MovePid0 implements api.CGManager0.
-func (m *Manager) MovePid0(rq *api.Request, controller, cgroup string, v api.Victim) (err error) {
-	c, t, err := m.victim0("MovePid", rq, v)
-	if err != nil {
-		return err
-	}
-	defer c.end(&err)
-	return c.move0(controller, cgroup, t, forbidden, c.confined, c.moveDecision)
+func (m *Manager) MovePid0(rq *api.Request, controller, cgroup string, v api.Victim) error {
+	return settled(func() (err error) {
+		c, t, err := m.victim0("MovePid", rq, v)
+		if err != nil {
+			return err
+		}
+		defer c.end(&err)
+		return c.move0(controller, cgroup, t, forbidden, c.confined, c.moveDecision)
+	})
 }
 
 // move0 moves v in each hierarchy of a list in which the cgroup exists and
@@ -529,24 +531,26 @@ func (c *call) move0(controller, cgroup string, v *victim, s slashes, confined f
 // MovePidAbs0 implements api.CGManager0 (clause 9). Without a proxy it is for
 // the host's root; the cgroup is then counted from the hierarchy's root.
 // Through a proxy it is counted from the proxy's own cgroup.
-func (m *Manager) MovePidAbs0(rq *api.Request, controller, cgroup string, v api.Victim) (err error) {
-	c, t, err := m.victim0("MovePidAbs", rq, v)
-	if err != nil {
-		return err
-	}
-	defer c.end(&err)
+func (m *Manager) MovePidAbs0(rq *api.Request, controller, cgroup string, v api.Victim) error {
 	if !strings.HasPrefix(cgroup, "/") {
 		cgroup = "/" + cgroup
 	}
-	if c.proxies < 0 {
+	return settled(func() (err error) {
+		c, t, err := m.victim0("MovePidAbs", rq, v)
+		if err != nil {
+			return err
+		}
+		defer c.end(&err)
+		if c.proxies >= 0 {
+			return c.escape(controller, cgroup, t)
+		}
 		d, err := c.decide(quote(cgroup), func(p *party) privcheck.Decision { return privcheck.Escape(p.r) })
 		if err != nil {
 			return err
 		}
 		anywhere := func(*cgfs.Hierarchy, string, string) error { return nil }
 		return c.move0(controller, cgroup, t, absolute, anywhere, func(*victim, *place) (privcheck.Decision, error) { return d, nil })
-	}
-	return c.escape(controller, cgroup, t)
+	})
 }
 
 // escape moves a task for a requestor behind a proxy, up to the proxy's own

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
@@ -16,32 +17,53 @@ import (
 )
 
 // Move implements api.CGManager1.
-func (m *Manager) Move(rq *api.Request, name string, pid uint32) (err error) {
-	c, err := m.begin("Move", rq)
-	if err != nil {
-		return err
-	}
-	defer c.end(&err)
-	v, err := c.victim(api.Victim{PID: int64(pid)})
-	if err != nil {
-		return err
-	}
-	return c.moveTo(name, v)
+func (m *Manager) Move(rq *api.Request, name string, pid uint32) error {
+	return settled(func() (err error) {
+		c, err := m.begin("Move", rq)
+		if err != nil {
+			return err
+		}
+		defer c.end(&err)
+		v, err := c.victim(api.Victim{PID: int64(pid)})
+		if err != nil {
+			return err
+		}
+		return c.moveTo(name, v)
+	})
 }
 
 // MoveFd implements api.CGManager1.
-func (m *Manager) MoveFd(rq *api.Request, name string, pidfd int) (err error) {
-	c, err := m.begin("MoveFd", rq)
-	if err != nil {
-		return err
+func (m *Manager) MoveFd(rq *api.Request, name string, pidfd int) error {
+	return settled(func() (err error) {
+		c, err := m.begin("MoveFd", rq)
+		if err != nil {
+			return err
+		}
+		defer c.end(&err)
+		t, err := identity.TaskOf(pidfd)
+		if err != nil {
+			return api.Errorf(api.Invalid, "MoveFd %q: the descriptor is not a pidfd of a living process", name).WithCause(err)
+		}
+		c.close = append(c.close, t)
+		return c.moveTo(name, &victim{Task: t, subject: "the process of the descriptor"})
+	})
+}
+
+// errMoved says that the victim is not any more where it was when it was decided upon.
+var errMoved = errors.New("it was moved between decision and act")
+
+// settled tries again what fails with errMoved, for a tenth of a second. Each try
+// gathers all facts anew, where the requestor is as well: who was jailed meanwhile asks
+// from the jail. Beside systemd such a move is nothing special: when a scope is started
+// it brings the processes of the units beside it into cgroups of controllers that they
+// had none of.
+func settled(try func() error) error {
+	err := try()
+	for pause := time.Millisecond; errors.Is(err, errMoved) && pause < 100*time.Millisecond; pause *= 2 {
+		time.Sleep(pause)
+		err = try()
 	}
-	defer c.end(&err)
-	t, err := identity.TaskOf(pidfd)
-	if err != nil {
-		return api.Errorf(api.Invalid, "MoveFd %q: the descriptor is not a pidfd of a living process", name).WithCause(err)
-	}
-	c.close = append(c.close, t)
-	return c.moveTo(name, &victim{Task: t, subject: "the process of the descriptor"})
+	return err
 }
 
 func (c *call) moveTo(name string, v *victim) error {
@@ -294,7 +316,8 @@ func (c *call) unmoved(v *victim, steps []step, hs []*cgfs.Hierarchy) error {
 	}
 	for i := range now {
 		if !known[facts(&now[i])] {
-			return api.Errorf(api.Busy, "%s %s: somebody else moved it just now", c.op, v.subject)
+			return api.Errorf(api.Busy, "%s %s: somebody else keeps moving it", c.op, v.subject).
+				WithHint("try again").WithCause(errMoved)
 		}
 	}
 	return nil

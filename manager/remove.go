@@ -185,8 +185,8 @@ func (c *call) moveUp(r *removal, pid int32) error {
 		return err
 	}
 	err = c.move(v, []*place{r.above}, c.moveDecision)
-	if e, ok := errors.AsType[*api.Error](err); ok && e.Kind == api.NotFound {
-		return nil // ended meanwhile
+	if e, ok := errors.AsType[*api.Error](err); ok && e.Kind == api.NotFound || errors.Is(err, errMoved) {
+		return nil // ended, or moved, meanwhile
 	}
 	return err
 }
