@@ -15,27 +15,40 @@ import (
 	"cgmanager/manager"
 )
 
+const prisonerUID = 61000
+
+// prisoner starts a process of a user's, and makes cgroups of the user's, a with x and
+// y, beside a jail.
+func prisoner(t *testing.T) (n, top string, pid int) {
+	t.Helper()
+	n = name(t)
+	top = filepath.Join(cgtest.Own(t, "freezer"), n)
+	for _, d := range []string{"", "/a", "/a/x", "/a/y", "/jail"} {
+		if err := os.Mkdir(top+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(d, "/a") {
+			give(t, top+d, prisonerUID)
+		}
+	}
+	uid := strconv.Itoa(prisonerUID)
+	pid = cgtest.Child(t, "setpriv", "--reuid", uid, "--clear-groups", "--regid", uid, "sleep", "300")
+	cgtest.Eventually(t, 10*time.Second, "the process is the user's", func() bool {
+		return strings.HasPrefix(read(t, "/proc/"+strconv.Itoa(pid)+"/comm"), "sleep")
+	})
+	return n, top, pid
+}
+
 // Who moves a task to and fro among its own cgroups does not take it out of a
 // jail that it is put into meanwhile: nothing moves it between the last look at
 // where it is and the move.
 func TestKernelMoveIntoJail(t *testing.T) {
 	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
-	n := name(t)
-	top := filepath.Join(cgtest.Own(t, "freezer"), n)
-	const uid = 61000
-	for _, d := range []string{"", "/a", "/a/x", "/a/y", "/jail"} {
-		if err := os.Mkdir(top+d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if strings.HasPrefix(d, "/a") {
-			give(t, top+d, uid)
-		}
-	}
-	pid := cgtest.Child(t, "setpriv", "--reuid", strconv.Itoa(uid), "--clear-groups", "--regid", strconv.Itoa(uid), "sleep", "300")
+	n, top, pid := prisoner(t)
 	victim := api.Victim{PID: int64(pid)}
 	put(t, pid, top+"/a/x")
-	rq := requestOf(t, m, os.Getpid(), uid)
+	rq := requestOf(t, m, os.Getpid(), prisonerUID)
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -115,28 +128,14 @@ func TestKernelMoveWhileMoved(t *testing.T) {
 func TestKernelMoveFromJail(t *testing.T) {
 	cgtest.Require(t, cgtest.Root)
 	m := newManager(t)
-	n := name(t)
-	top := filepath.Join(cgtest.Own(t, "freezer"), n)
-	const uid = 61000
-	for _, d := range []string{"", "/a", "/a/x", "/jail"} {
-		if err := os.Mkdir(top+d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if strings.HasPrefix(d, "/a") {
-			give(t, top+d, uid)
-		}
-	}
-	pid := cgtest.Child(t, "setpriv", "--reuid", strconv.Itoa(uid), "--clear-groups", "--regid", strconv.Itoa(uid), "sleep", "300")
+	n, top, pid := prisoner(t)
 	victim := api.Victim{PID: int64(pid)}
 	where := func() string {
 		_, at, _ := strings.Cut(read(t, "/proc/"+strconv.Itoa(pid)+"/cgroup"), n)
 		at, _, _ = strings.Cut(at, "\n")
 		return at
 	}
-	cgtest.Eventually(t, 10*time.Second, "it is the user's", func() bool {
-		return strings.HasPrefix(read(t, "/proc/"+strconv.Itoa(pid)+"/comm"), "sleep")
-	})
-	move := func() error { return m.MovePid0(requestOf(t, m, pid, uid), "freezer", "x", victim) }
+	move := func() error { return m.MovePid0(requestOf(t, m, pid, prisonerUID), "freezer", "x", victim) }
 	put(t, pid, top+"/a")
 	if err := move(); err != nil || where() != "/a/x" {
 		t.Fatalf("not jailed: %v, in %s", err, where())

@@ -18,34 +18,39 @@ import (
 
 // Move implements api.CGManager1.
 func (m *Manager) Move(rq *api.Request, name string, pid uint32) error {
-	return settled(func() (err error) {
-		c, err := m.begin("Move", rq)
-		if err != nil {
-			return err
-		}
-		defer c.end(&err)
-		v, err := c.victim(api.Victim{PID: int64(pid)})
-		if err != nil {
-			return err
-		}
-		return c.moveTo(name, v)
+	return m.moveTo("Move", rq, name, func(c *call) (*victim, error) {
+		return c.victim(api.Victim{PID: int64(pid)})
 	})
 }
 
 // MoveFd implements api.CGManager1.
 func (m *Manager) MoveFd(rq *api.Request, name string, pidfd int) error {
+	return m.moveTo("MoveFd", rq, name, func(c *call) (*victim, error) {
+		t, err := identity.TaskOf(pidfd)
+		if err != nil {
+			return nil, api.Errorf(api.Invalid, "MoveFd %q: the descriptor is not a pidfd of a living process", name).WithCause(err)
+		}
+		c.close = append(c.close, t)
+		return &victim{Task: t, subject: "the process of the descriptor"}, nil
+	})
+}
+
+func (m *Manager) moveTo(op string, rq *api.Request, name string, who func(*call) (*victim, error)) error {
 	return settled(func() (err error) {
-		c, err := m.begin("MoveFd", rq)
+		c, err := m.begin(op, rq)
 		if err != nil {
 			return err
 		}
 		defer c.end(&err)
-		t, err := identity.TaskOf(pidfd)
+		v, err := who(c)
 		if err != nil {
-			return api.Errorf(api.Invalid, "MoveFd %q: the descriptor is not a pidfd of a living process", name).WithCause(err)
+			return err
 		}
-		c.close = append(c.close, t)
-		return c.moveTo(name, &victim{Task: t, subject: "the process of the descriptor"})
+		places, err := c.existing(name)
+		if err != nil {
+			return err
+		}
+		return c.move(v, places, c.moveDecision)
 	})
 }
 
@@ -64,14 +69,6 @@ func settled(try func() error) error {
 		err = try()
 	}
 	return err
-}
-
-func (c *call) moveTo(name string, v *victim) error {
-	places, err := c.existing(name)
-	if err != nil {
-		return err
-	}
-	return c.move(v, places, c.moveDecision)
 }
 
 // victim is a task that is to be acted upon.
