@@ -31,12 +31,7 @@ func prisoner(t *testing.T) (n, top string, pid int) {
 			give(t, top+d, prisonerUID)
 		}
 	}
-	uid := strconv.Itoa(prisonerUID)
-	pid = cgtest.Child(t, "setpriv", "--reuid", uid, "--clear-groups", "--regid", uid, "sleep", "300")
-	cgtest.Eventually(t, 10*time.Second, "the process is the user's", func() bool {
-		return strings.HasPrefix(read(t, "/proc/"+strconv.Itoa(pid)+"/comm"), "sleep")
-	})
-	return n, top, pid
+	return n, top, sleeper(t, prisonerUID)
 }
 
 // Who moves a task to and fro among its own cgroups does not take it out of a
@@ -102,7 +97,7 @@ func TestKernelMoveWhileMoved(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	pid := cgtest.Child(t, "sleep", "300")
+	pid := sleeper(t, 0)
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -113,6 +108,10 @@ func TestKernelMoveWhileMoved(t *testing.T) {
 		"Move":    func() error { return m.Move(root, n+"/x", uint32(pid)) },
 		"MoveFd":  func() error { return m.MoveFd(root, n+"/x", pidfd) },
 		"MovePid": func() error { return m.MovePid0(root, "freezer", n+"/x", api.Victim{PID: int64(pid)}) },
+		"MovePidAbs": func() error {
+			x := strings.TrimPrefix(top, cgtest.Mount(t, "freezer")) + "/x"
+			return m.MovePidAbs0(root, "freezer", x, api.Victim{PID: int64(pid)})
+		},
 	} {
 		put(t, pid, top+"/a")
 		if err := meanwhile(t, m, pid, move, top+"/b"); err != nil {

@@ -54,7 +54,8 @@ func (m *Manager) moveTo(op string, rq *api.Request, name string, who func(*call
 	})
 }
 
-// errMoved says that the victim is not any more where it was when it was decided upon.
+// errMoved says that the victim is not any more where, or whose, it was when it was
+// decided upon.
 var errMoved = errors.New("it was moved between decision and act")
 
 // settled tries again what fails with errMoved, for a tenth of a second. Each try

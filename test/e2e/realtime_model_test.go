@@ -248,7 +248,9 @@ func newModel(t *testing.T) *model {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	m.rand = rand.New(rand.NewPCG(seed, 0))
-	rw, w := newRealtimeContainers(t, "--log-level=error", fmt.Sprint("--rttime-usec-max=", modelTime), "--canary-watchdog-msec=60000", "--canary-cheep-msec=20000",
+	// A slow machine needs more than the usual RLIMIT_RTTIME for a thread that is realtime
+	// and asks for something.
+	rw, w := newRealtimeContainers(t, "--log-level=error", "--rttime-usec-max=10000000", "--canary-watchdog-msec=60000", "--canary-cheep-msec=20000",
 		fmt.Sprint("--threads-per-user-max=", m.threads), fmt.Sprint("--processes-per-user-max=", m.processes),
 		fmt.Sprint("--actions-per-burst-max=", m.actions), "--actions-burst-sec=1")
 	m.rw = rw
@@ -274,17 +276,13 @@ func newModel(t *testing.T) *model {
 	return m
 }
 
-// modelTime is the RLIMIT_RTTIME of the processes, in microseconds: a slow machine needs
-// more than the usual one for a thread that is realtime and asks for something.
-const modelTime = 10000000
-
 // add makes a process of a container's known, with three threads. One without a
 // RLIMIT_RTTIME gets no realtime.
 func (m *model) add(b *modelBox, q *harness.Proc, limited bool) *modelProc {
 	m.Helper()
 	p := &modelProc{Proc: q, in: b, limited: limited, is: map[uint64]string{uint64(q.PID): "other 0"}}
 	if limited {
-		m.rw.limit(q, modelTime)
+		m.rw.limit(q, m.rw.rttime)
 	}
 	// A uid in a container is another than the one that made it, whatever its number.
 	p.accounts = []string{fmt.Sprint("uid in a container ", q.HostUID)}

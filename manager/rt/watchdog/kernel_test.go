@@ -296,8 +296,13 @@ func TestKernelWatchdogEnds(t *testing.T) {
 
 func isWatchdog(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
-	st, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && string(b) == "cgm-watchdog\n" && !strings.Contains(string(st), ") Z ")
+	return err == nil && string(b) == "cgm-watchdog\n" && !isZombie(pid)
+}
+
+// isZombie reports whether a process has ended, and nobody has waited for it yet.
+func isZombie(pid int) bool {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return strings.Contains(string(b), ") Z ")
 }
 
 // The watchdog of the next daemon takes the place of one that was left.

@@ -220,7 +220,7 @@ func (s *spinner) realtime() bool {
 }
 
 func (s *spinner) end() {
-	if b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.PID)); strings.Contains(string(b), ") Z ") {
+	if isZombie(int(s.PID)) {
 		s.t.Logf("process %d had ended before", s.PID)
 	}
 	_ = s.cmd.Process.Kill()
